@@ -12,7 +12,6 @@ import logging
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from pathlib import Path
 from macmoe.checkpoint import MARKER, is_macmoe_folder
 from macmoe.config import load_json
 from macmoe.errors import UsageError
+from macmoe.location import cache_folder
 
 logger = logging.getLogger(__name__)
 
@@ -44,16 +44,6 @@ class Entry:
     source: str
     nbytes: int
     finished: bool
-
-
-def cache_folder() -> Path | None:
-    """Return the cache folder, which need not exist; None if nothing is to be kept."""
-    named = os.environ.get("MACMOE_CACHE")
-    if named:
-        return None if named == "off" else Path(named).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "macmoe"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "macmoe"
 
 
 def _threshold() -> int:

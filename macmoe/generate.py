@@ -6,7 +6,10 @@ from typing import cast
 
 import mlx.core as mx
 
+from macmoe.decoding.choice import decode_step
 from macmoe.errors import UsageError
+from macmoe.families import Model
+from macmoe.nn.cache import ModelCache
 from macmoe.protocols import Cache, LanguageModel
 from macmoe.sampling import Sampler
 
@@ -116,10 +119,11 @@ def generate(
     sampler.begin(prompt)
     current = sampler(prefill(model, prompt, cache, chunk=chunk, progress=progress))
     mx.async_eval(current)
+    following_logits = _following_logits(model, cache)
     yielded = 0
     try:
         while True:
-            following = _next(model, sampler, current, cache) if yielded + 1 < max_tokens else current
+            following = _next(following_logits, sampler, current) if yielded + 1 < max_tokens else current
             token = Token(cast("int", current[0].item()), cast("float", current[1].item()))
             yielded += 1
             yield token
@@ -130,11 +134,18 @@ def generate(
         cache.trim(cache.offset - (start + len(prompt) + max(yielded, 1) - 1))
 
 
+def _following_logits(model: LanguageModel, cache: Cache) -> Callable[[mx.array], mx.array]:
+    """Return what maps a token [1] to the logits [1, vocab] after it, and adds it to the cache."""
+    step = decode_step(cast("Model", model), cast("ModelCache", cache))
+    if step is not None:
+        return lambda token: step(token, cast("ModelCache", cache))
+    return lambda token: model.logits(model.hidden(token[:, None], cache))[:, -1]
+
+
 def _next(
-    model: LanguageModel, sampler: Sampler, current: tuple[mx.array, mx.array], cache: Cache
+    following_logits: Callable[[mx.array], mx.array], sampler: Sampler, current: tuple[mx.array, mx.array]
 ) -> tuple[mx.array, mx.array]:
     """Start computing the token after `current` without waiting for either."""
-    logits = model.logits(model.hidden(current[0][:, None], cache))[:, -1]
-    following = sampler(logits)
+    following = sampler(following_logits(current[0]))
     mx.async_eval(following)
     return following

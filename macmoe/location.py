@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from pathlib import Path
 
 from macmoe.config import nearest
@@ -20,6 +22,16 @@ ADAPTERS = {
     "adapter.json": "a LoRA adapter of macmoe",
 }
 EVERYTHING = ("*.json", "*.safetensors", "*.txt", "*.jinja", "LICENSE")
+
+
+def cache_folder() -> Path | None:
+    """Return the cache folder, which need not exist; None if nothing is to be kept."""
+    named = os.environ.get("MACMOE_CACHE")
+    if named:
+        return None if named == "off" else Path(named).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "macmoe"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "macmoe"
 
 
 def find_model(name: str, files: tuple[str, ...] = EVERYTHING) -> Path:

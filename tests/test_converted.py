@@ -8,6 +8,7 @@ import pytest
 
 import macmoe
 from macmoe import converted
+from macmoe.location import cache_folder
 from macmoe.checkpoint import is_macmoe_folder
 from macmoe.errors import CheckpointError, UsageError
 from macmoe.location import ASSETS
@@ -131,4 +132,4 @@ def test_cache_folder_is_where_the_system_keeps_them(tmp_path, monkeypatch, plat
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert converted.cache_folder() == tmp_path / expected
+    assert cache_folder() == tmp_path / expected

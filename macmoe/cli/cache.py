@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from macmoe.cli.terminal import note, size, table
-from macmoe.converted import cache_folder, entries, remove
+from macmoe.converted import entries, remove
+from macmoe.location import cache_folder
 
 
 @click.group()

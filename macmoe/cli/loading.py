@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import macmoe
 from macmoe.cli.terminal import note, progress_bar
+from macmoe.location import cache_folder
 
 if TYPE_CHECKING:
     from macmoe.session import Session
@@ -22,8 +23,6 @@ def open_session(name: str, adapter: str | Path | None = None) -> Session:
         announced = False
 
         def progress(done: int, total: int) -> None:
-            from macmoe.converted import cache_folder  # noqa: PLC0415 - rarely needed, and not quick to import
-
             nonlocal announced
             if not announced:
                 note(f"{name}: converting it once, into {cache_folder()} (`macmoe cache` manages it)")

@@ -2,7 +2,8 @@
 
 Arrays are [batch, heads, length, width]. Buffers have spare room and are written in place. When one is full
 it grows by half, so a long generation copies each token about twice in all; `reserve` avoids even that where
-the length is known.
+the length is known. Fused kernels write into the buffers themselves (`open`), which MLX does not know of: so a
+cache remembers whether a copy may share its buffers, and then moves to new ones first.
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,6 +37,21 @@ def _check_trim(cache: LayerCache, tokens: int) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Where a kernel writes the next token of a layer, and what that token sees.
+
+    Attributes:
+        buffers: Arrays [batch, heads, capacity, width] that nobody else holds.
+        row: The token's row in them.
+        first: The first row that it sees.
+    """
+
+    buffers: list[mx.array]
+    row: int
+    first: int
+
+
 class FullCache:
     """Keeps every token: keys and values [batch, kv_heads, length, head_dim] of one layer."""
 
@@ -43,6 +59,25 @@ class FullCache:
         self.offset = 0
         self._buffers: list[mx.array] = []
         self._reserved = 0
+        self._shared = False  # whether a copy may hold the same buffers
+
+    def open(self, tokens: int) -> Room:
+        """Make room for a few more tokens that a kernel will write; `advance` tells that it has.
+
+        The cache must hold a token already: the first ones say what types and shapes there are.
+        """
+        end = self.offset + tokens
+        capacity = self._buffers[0].shape[2]
+        if end > capacity:
+            capacity = _round_up(max(end, self._reserved, self.offset * 3 // 2))
+        if self._shared or capacity > self._buffers[0].shape[2]:
+            self._buffers = [_with_room(array, capacity) for array in self.state]
+            self._shared = False
+        return Room(self._buffers, self.offset, 0)
+
+    def advance(self, tokens: int) -> None:
+        """Count tokens that a kernel has written."""
+        self.offset += tokens
 
     def update(self, *new: mx.array) -> tuple[mx.array, ...]:
         """Append arrays [batch, heads, length, width] and return each with all the tokens before it."""
@@ -55,6 +90,7 @@ class FullCache:
             self._buffers = [_with_room(array, capacity) for array in self.state]
         for buffer, array in zip(self._buffers, new, strict=True):
             buffer[:, :, self.offset : end] = array
+        self._shared = False
         self.offset = end
         return tuple(self.state)
 
@@ -87,6 +123,7 @@ class FullCache:
         twin = type(self)()
         twin.offset, twin._reserved = self.offset, self._reserved
         twin._buffers = [buffer[...] for buffer in self._buffers]
+        self._shared = twin._shared = True
         return twin
 
     def snapshot(self, offset: int) -> "FullCache | None":  # noqa: ARG002 - trimming suffices
@@ -95,7 +132,7 @@ class FullCache:
 
     def load(self, arrays: Sequence[mx.array], offset: int) -> None:
         """Take over a saved `state` at a saved offset."""
-        self.offset, self._buffers = offset, [array[...] for array in arrays]
+        self.offset, self._buffers, self._shared = offset, [array[...] for array in arrays], True
 
 
 class LatentCache(FullCache):
@@ -123,10 +160,23 @@ class SlidingCache:
         self.offset = 0
         self._start = 0  # position of the first token in the buffers
         self._buffers: list[mx.array] = []
+        self._shared = False  # whether a copy may hold the same buffers
 
     @property
     def _keep(self) -> int:
         return self.window - 1 + self.slack
+
+    def open(self, tokens: int) -> Room:
+        """Make room for a few more tokens; see `FullCache.open`."""
+        if self._shared or self.offset - self._start + tokens > self._buffers[0].shape[2]:
+            self._compact(tuple(array[:, :, :tokens] for array in self._buffers))
+        return Room(
+            self._buffers, self.offset - self._start, max(0, self.offset - (self.window - 1)) - self._start
+        )
+
+    def advance(self, tokens: int) -> None:
+        """Count tokens that a kernel has written."""
+        self.offset += tokens
 
     def _slice(self, first: int) -> list[mx.array]:
         """Return the tokens from position `first` to the newest."""
@@ -136,6 +186,7 @@ class SlidingCache:
         for buffer, array in zip(self._buffers, new, strict=True):
             begin = self.offset - self._start
             buffer[:, :, begin : begin + array.shape[2]] = array
+        self._shared = False
         self.offset += new[0].shape[2]
 
     def _compact(self, new: tuple[mx.array, ...]) -> None:
@@ -144,6 +195,7 @@ class SlidingCache:
         kept = self._slice(first) if self._buffers else [array[:, :, :0] for array in new]
         capacity = _round_up(max(2 * self._keep, kept[0].shape[2] + new[0].shape[2]))
         self._buffers = [_with_room(array, capacity) for array in kept]
+        self._shared = False
         self._start = first
 
     def update(self, *new: mx.array) -> tuple[mx.array, ...]:
@@ -191,7 +243,7 @@ class SlidingCache:
 
     def load(self, arrays: Sequence[mx.array], offset: int) -> None:
         """Take over a saved `state` at a saved offset."""
-        self.offset, self._buffers = offset, [array[...] for array in arrays]
+        self.offset, self._buffers, self._shared = offset, [array[...] for array in arrays], True
         self._start = offset - (arrays[0].shape[2] if arrays else 0)
 
     def copy(self) -> "SlidingCache":
@@ -199,6 +251,7 @@ class SlidingCache:
         twin = type(self)(self.window, self.slack)
         twin.offset, twin._start = self.offset, self._start
         twin._buffers = [buffer[...] for buffer in self._buffers]
+        self._shared = twin._shared = True
         return twin
 
 

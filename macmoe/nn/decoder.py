@@ -1,6 +1,7 @@
 """The frame that all three families share: pre-norm residual layers between an embedding and a final norm."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -59,6 +60,11 @@ class Decoder(nn.Module):
         self.norm = nn.RMSNorm(dim, eps=eps)
         self._windows = tuple(windows)
 
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The sliding window of each layer, None for a layer that sees everything."""
+        return self._windows
+
     def __call__(
         self,
         tokens: Integer[mx.array, "batch length"],
@@ -86,6 +92,7 @@ class CausalLM(nn.Module):
     def __init__(self, model: Decoder, *, tied: bool) -> None:
         super().__init__()
         self.model = model
+        self.translation: Any = None  # what macmoe.decoding has made of the model, and of which weights
         if not tied:
             vocab, dim = model.embed_tokens.weight.shape
             self.lm_head = nn.Linear(dim, vocab, bias=False)

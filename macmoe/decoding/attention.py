@@ -1,0 +1,122 @@
+"""The attention half of a layer for one token."""
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from macmoe.decoding.matrices import Matrix, join, stack_of
+from macmoe.kernels import grouped_attention, latent_attention
+from macmoe.kernels.grouped_attention import Heads
+from macmoe.models import gpt_oss, qwen3
+from macmoe.nn.latent_attention import LATENT_NORM_EPS, LatentAttention
+from macmoe.nn.quantized import HeadLinear
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grouped:
+    """Grouped-query attention; the bias of its output is added with the residual stream."""
+
+    qkv: Matrix
+    output: Matrix
+    heads: Heads
+    weights: grouped_attention.Weights
+
+    def __call__(self, x: mx.array, buffers: list[mx.array], places: mx.array) -> mx.array:
+        """Map the normed stream [1, dim] to what is added to it; the cache is written."""
+        keys, values = buffers
+        y = grouped_attention.attend(self.qkv(x), keys, values, places, self.heads, self.weights)
+        return self.output(y)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latent:
+    """Latent attention, absorbed."""
+
+    compress: Matrix
+    expand: Matrix
+    output: Matrix
+    key_up: latent_attention.UpProjection
+    value_up: HeadLinear
+    q_norm: mx.array
+    kv_norm: mx.array
+    wavelengths: mx.array
+    form: latent_attention.Form
+
+    def __call__(self, x: mx.array, buffers: list[mx.array], places: mx.array) -> mx.array:
+        """Map the normed stream [1, dim] to what is added to it; the cache is written."""
+        (cache,) = buffers
+        compressed = latent_attention.prepare(
+            self.compress(x), self.q_norm, self.kv_norm, cache, places, self.wavelengths, self.form
+        )
+        absorbed = latent_attention.absorb(
+            self.expand(compressed), self.key_up, places, self.wavelengths, self.form
+        )
+        mixed = latent_attention.attend(absorbed, cache, places, self.form)  # [heads, latent]
+        return self.output(self.value_up(mixed[None, :, None]).reshape(1, -1))
+
+
+def grouped(module: gpt_oss.Attention | qwen3.Attention, dtype: mx.Dtype, *, window: bool) -> Grouped | None:
+    """Translate the attention of GPT-OSS or Qwen3."""
+    projections = [module.q_proj, module.k_proj, module.v_proj]
+    if any(type(matrix) not in {nn.Linear, nn.QuantizedLinear} for matrix in projections):
+        return None
+    query_rows, key_rows = module.q_proj.weight.shape[0], module.k_proj.weight.shape[0]
+    norms = [module.get("q_norm"), module.get("k_norm")]
+    heads = Heads(
+        heads=query_rows // module.head_dim,
+        kv_heads=key_rows // module.head_dim,
+        head_dim=module.head_dim,
+        scale=module.scale,
+        eps=norms[0].eps if norms[0] is not None else 0.0,
+        window=window,
+    )
+    if not grouped_attention.usable(heads):
+        return None
+    qkv, output = join(projections), join([module.o_proj])
+    if qkv is None or output is None:
+        return None
+    weights = grouped_attention.Weights(
+        wavelengths=module.rope.wavelengths,
+        bias=qkv.bias,
+        q_norm=norms[0].weight if norms[0] is not None else None,
+        k_norm=norms[1].weight if norms[1] is not None else None,
+        sinks=module.get("sinks"),
+    )
+    return Grouped(qkv=qkv, output=output, heads=heads, weights=weights)
+
+
+def latent(module: LatentAttention, dtype: mx.Dtype, *, window: bool) -> Latent | None:
+    """Translate latent attention; there is no windowed one."""
+    if window or "q_a_proj" not in module:
+        return None
+    form = latent_attention.Form(
+        heads=module.heads,
+        q_rank=module.q_a_layernorm.weight.shape[0],
+        latent=module.latent,
+        nope_dim=module.nope_dim,
+        rope_dim=module.rope_dim,
+        scale=module.scale,
+        rope_scale=module.rope_scale,
+        eps=LATENT_NORM_EPS,
+    )
+    up = stack_of(module.k_up_proj, dtype)
+    if up is None or type(module.v_up_proj) is not HeadLinear or not latent_attention.usable(form):
+        return None
+    compress = join([module.q_a_proj, module.kv_a_proj_with_mqa])
+    expand, output = join([module.q_b_proj]), join([module.o_proj])
+    if compress is None or expand is None or output is None:
+        return None
+    return Latent(
+        compress=compress,
+        expand=expand,
+        output=output,
+        key_up=latent_attention.UpProjection(
+            packing=up.packing, weight=up.weight, scales=up.scales, offsets=up.offsets
+        ),
+        value_up=module.v_up_proj,
+        q_norm=module.q_a_layernorm.weight,
+        kv_norm=module.kv_a_layernorm.weight,
+        wavelengths=module.rope.wavelengths,
+        form=form,
+    )

@@ -1,0 +1,121 @@
+"""Matrices as the kernels take them: joined where they read the same input, and stacked experts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from macmoe.kernels.experts import Stack
+from macmoe.kernels.packed import CHUNK, Packing, packing_of
+from macmoe.nn.quantized import StackedLinear
+
+PARTS = ("weight", "scales", "biases")  # of a matrix, row by row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matrix:
+    """One matrix, or several with the same input and the same form, outputs side by side.
+
+    Attributes:
+        arrays: Its parts.
+        bits: Of a packed one; 0 for a plain one.
+        group_size: Of a packed one.
+        mode: Of a packed one.
+        bias: Added to the product by whoever uses it next.
+    """
+
+    arrays: Mapping[str, mx.array]
+    bits: int = 0
+    group_size: int = 0
+    mode: str = ""
+    bias: mx.array | None = None
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Return x W^T, without the bias."""
+        if not self.bits:
+            return x @ self.arrays["weight"].T
+        return mx.quantized_matmul(
+            x,
+            self.arrays["weight"],
+            self.arrays["scales"],
+            self.arrays.get("biases"),
+            group_size=self.group_size,
+            bits=self.bits,
+            mode=self.mode,
+        )
+
+    def stack(self, dtype: mx.Dtype) -> Stack | None:
+        """Return the matrix as a stack of one; see `stack_of`."""
+        packing = packing_of(self.mode, self.bits, self.group_size) if self.bits else Packing()
+        if packing is None:
+            return None
+        return _stack({part: array[None] for part, array in self.arrays.items()}, packing, dtype)
+
+
+def join(matrices: Sequence[nn.Module]) -> Matrix | None:
+    """Return matrices with the same input as one, None if they are not all of one form, or not plainly matrices.
+
+    The joined arrays take the place of the single ones, which become views of them: nothing is held twice.
+    """
+    forms = {_form(matrix) for matrix in matrices}
+    form = forms.pop()
+    if forms or form is None:
+        return None
+    arrays = {part: matrices[0][part] for part in PARTS if part in matrices[0]}
+    if len(matrices) > 1:
+        arrays = {part: mx.concatenate([matrix[part] for matrix in matrices]) for part in arrays}
+        mx.eval(arrays)
+        _take_views(matrices, arrays)
+    biases = [matrix["bias"] for matrix in matrices if "bias" in matrix]
+    bias = mx.concatenate(biases) if len(biases) == len(matrices) else None
+    _, bits, group_size, mode, _ = form
+    return Matrix(arrays=arrays, bits=bits, group_size=group_size, mode=mode, bias=bias)
+
+
+def _form(matrix: nn.Module) -> tuple[bool, int, int, str, mx.Dtype] | None:
+    """Return what matrices must share to be joined; None for modules that do more than a matrix."""
+    if type(matrix) is nn.Linear:
+        return ("bias" in matrix, 0, 0, "", matrix.weight.dtype)
+    if type(matrix) is nn.QuantizedLinear:
+        return ("bias" in matrix, matrix.bits, matrix.group_size, matrix.mode, matrix.scales.dtype)
+    return None
+
+
+def _take_views(matrices: Sequence[nn.Module], joined: Mapping[str, mx.array]) -> None:
+    begin = 0
+    for matrix in matrices:
+        end = begin + matrix["weight"].shape[0]
+        for part, array in joined.items():
+            matrix[part] = array[begin:end]
+        begin = end
+    mx.eval([matrix[part] for matrix in matrices for part in joined])
+
+
+def _stack(arrays: Mapping[str, mx.array], packing: Packing, dtype: mx.Dtype) -> Stack | None:
+    stack = Stack(
+        packing=packing,
+        weight=arrays["weight"],
+        scales=arrays.get("scales"),
+        offsets=arrays.get("biases"),
+        bias=arrays.get("bias"),
+    )
+    floating = [array for array in arrays.values() if mx.issubdtype(array.dtype, mx.floating)]
+    fits = stack.columns % CHUNK == 0 and all(array.dtype == dtype for array in floating)
+    return stack if fits else None
+
+
+def stack_of(module: nn.Module, dtype: mx.Dtype) -> Stack | None:
+    """Return stacked experts or heads for the kernels; None if those cannot read them.
+
+    Args:
+        module: The stack; an adapted one is none.
+        dtype: Of the activations; floating-point parts have to have the same.
+    """
+    if not isinstance(module, StackedLinear):
+        return None
+    how = module.quantization
+    packing = Packing() if how is None else packing_of(how.mode, how.bits, how.group_size)
+    if packing is None or (how is not None and how.global_scale):
+        return None
+    return _stack({part: module[part] for part in (*PARTS, "bias") if part in module}, packing, dtype)

@@ -1,0 +1,158 @@
+"""The feed-forward half of a layer for one token: a router and two expert kernels, or a dense layer."""
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from macmoe.decoding.matrices import Matrix, join, stack_of
+from macmoe.kernels import experts as expert_kernels
+from macmoe.kernels import routing
+from macmoe.kernels.experts import Stack
+from macmoe.kernels.routing import Choice
+from macmoe.models import deepseek_v3, gpt_oss, qwen3
+from macmoe.nn.mlp import MLP, swiglu
+from macmoe.nn.moe import Experts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dense:
+    """down(silu(gate x) * up x), gate and up in one product."""
+
+    gate_up: Matrix
+    down: Matrix
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Map the normed stream [1, dim] to what is added to it."""
+        gate, up = mx.split(self.gate_up(x), 2, axis=-1)
+        return self.down(swiglu(gate, up))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Router:
+    """Logits and choice; `correction` is added to decide, not to weigh."""
+
+    weight: mx.array
+    choice: Choice
+    bias: mx.array | None = None
+    correction: mx.array | None = None
+
+    def __call__(self, x: mx.array) -> tuple[mx.array, mx.array]:
+        """Return the experts of a token and their weights."""
+        return routing.route(routing.router_logits(x, self.weight, self.bias), self.choice, self.correction)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertStacks:
+    """The matrices of all experts; a shared one has stacks of one."""
+
+    gate_up: Stack
+    down: Stack
+
+    def same_form(self, other: "ExpertStacks") -> bool:
+        """Return whether both can be read by one kernel."""
+        pairs = ((self.gate_up, other.gate_up), (self.down, other.down))
+        return all(a.packing == b.packing and a.weight.shape[1:] == b.weight.shape[1:] for a, b in pairs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sparse:
+    """Router, chosen experts, weighted sum; a shared expert is one more choice, or stands beside."""
+
+    router: Router
+    experts: ExpertStacks
+    activation: int
+    limit: float = 0.0
+    shared: ExpertStacks | None = None
+    beside: Dense | None = None
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Map the normed stream [1, dim] to what is added to it."""
+        chosen, weights = self.router(x)
+        shared = self.shared
+        hidden = expert_kernels.expert_rows(
+            self.experts.gate_up,
+            x,
+            chosen,
+            activation=self.activation,
+            limit=self.limit,
+            shared=shared.gate_up if shared else None,
+        )
+        y = expert_kernels.expert_sum(
+            self.experts.down, hidden, chosen, weights, shared.down if shared else None
+        )
+        return y if self.beside is None else y + self.beside(x)
+
+
+def dense(module: MLP, dtype: mx.Dtype) -> Dense | None:  # noqa: ARG001 - any type will do
+    """Translate a dense layer."""
+    gate_up, down = join([module.gate_proj, module.up_proj]), join([module.down_proj])
+    return None if gate_up is None or down is None else Dense(gate_up=gate_up, down=down)
+
+
+def _stacks(experts: Experts, dtype: mx.Dtype) -> ExpertStacks | None:
+    gate_up, down = stack_of(experts.gate_up_proj, dtype), stack_of(experts.down_proj, dtype)
+    if gate_up is None or down is None or not expert_kernels.usable(gate_up, down):
+        return None
+    return ExpertStacks(gate_up=gate_up, down=down)
+
+
+def _router(module: nn.Module, choice: Choice, dtype: mx.Dtype) -> Router | None:
+    fits = type(module) in {nn.Linear, deepseek_v3.Router} and module.weight.dtype == dtype
+    if not fits or not routing.usable(module.weight.shape[1]):
+        return None
+    return Router(
+        weight=module.weight,
+        choice=choice,
+        bias=module.get("bias"),
+        correction=module.get("e_score_correction_bias"),
+    )
+
+
+def gpt_oss_mlp(module: gpt_oss.SparseMLP, dtype: mx.Dtype) -> Sparse | None:
+    """Translate GPT-OSS's mixture."""
+    router = _router(module.router, Choice(kind=routing.TOP_K_SOFTMAX, top_k=module.top_k), dtype)
+    experts = _stacks(module.experts, dtype)
+    if router is None or experts is None:
+        return None
+    limit = module.experts.activation.keywords["limit"]
+    return Sparse(router=router, experts=experts, activation=expert_kernels.CLAMPED_SWIGLU, limit=limit)
+
+
+def qwen3_mlp(module: qwen3.SparseMLP, dtype: mx.Dtype) -> Sparse | None:
+    """Translate Qwen3's mixture."""
+    choice = Choice(kind=routing.SOFTMAX_TOP_K, top_k=module.top_k, normalize=module.normalize)
+    router, experts = _router(module.gate, choice, dtype), _stacks(module.experts, dtype)
+    if router is None or experts is None:
+        return None
+    return Sparse(router=router, experts=experts, activation=expert_kernels.SWIGLU)
+
+
+def deepseek_v3_mlp(module: deepseek_v3.SparseMLP, dtype: mx.Dtype) -> Sparse | None:
+    """Translate DeepSeek's mixture."""
+    config = module.gate.config
+    experts, beside = _stacks(module.experts, dtype), dense(module.shared_experts, dtype)
+    if experts is None or beside is None:
+        return None
+    gate_up, down = beside.gate_up.stack(dtype), beside.down.stack(dtype)
+    shared = None if gate_up is None or down is None else ExpertStacks(gate_up=gate_up, down=down)
+    joins = shared is not None and experts.same_form(shared)
+    choice = Choice(
+        kind=routing.GROUPED_SIGMOID,
+        top_k=config.num_experts_per_tok,
+        normalize=config.norm_topk_prob,
+        scale=config.routed_scaling_factor,
+        groups=config.n_group,
+        top_groups=config.topk_group,
+        shared=joins,
+    )
+    router = _router(module.gate, choice, dtype)
+    if router is None:
+        return None
+    return Sparse(
+        router=router,
+        experts=experts,
+        activation=expert_kernels.SWIGLU,
+        shared=shared if joins else None,
+        beside=None if joins else beside,
+    )

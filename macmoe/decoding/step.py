@@ -1,0 +1,132 @@
+"""The step: one token in, logits of the next out, compiled once for all tokens.
+
+MLX replays a compiled graph without running the Python that built it, so a token costs the host little. For that
+nothing in the graph may depend on how long the conversation is: positions come in as arrays, and the cache's buffers
+change their shape only when they grow.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from macmoe.decoding import attention, mlp
+from macmoe.families import Model
+from macmoe.kernels.add_norm import add_norm
+from macmoe.kernels.packed import KINDS
+from macmoe.models import deepseek_v3, gpt_oss, qwen3
+from macmoe.nn.cache import ModelCache
+from macmoe.nn.latent_attention import LatentAttention
+from macmoe.nn.mlp import MLP
+
+Attention = attention.Grouped | attention.Latent
+FeedForward = mlp.Dense | mlp.Sparse
+
+ATTENTION: dict[type[nn.Module], Callable[..., Attention | None]] = {
+    gpt_oss.Attention: attention.grouped,
+    qwen3.Attention: attention.grouped,
+    LatentAttention: attention.latent,
+}
+FEED_FORWARD: dict[type[nn.Module], Callable[..., FeedForward | None]] = {
+    MLP: mlp.dense,
+    gpt_oss.SparseMLP: mlp.gpt_oss_mlp,
+    qwen3.SparseMLP: mlp.qwen3_mlp,
+    deepseek_v3.SparseMLP: mlp.deepseek_v3_mlp,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """One layer translated, with its two norms; `window` as in the model's list of windows."""
+
+    attention: Attention
+    feed_forward: FeedForward
+    norms: tuple[mx.array, mx.array]
+    eps: float
+    window: int | None
+
+
+class DecodeStep:
+    """One new token through a model.
+
+    Args:
+        model: The model, for its embedding, final norm and output matrix.
+        layers: Its layers, translated.
+    """
+
+    def __init__(self, model: Model, layers: Sequence[Layer]) -> None:
+        self._model = model
+        self.layers = tuple(layers)
+        self._run = mx.compile(self.trace)
+
+    @classmethod
+    def of(cls, model: Model) -> "DecodeStep | None":
+        """Translate a model; None if some part of it has no translation."""
+        dtype = model.model.norm.weight.dtype
+        if dtype not in KINDS:
+            return None
+        layers = []
+        for layer, window in zip(model.model.layers, model.model.windows, strict=True):
+            translated = _translate(layer, window, dtype)
+            if translated is None:
+                return None
+            layers.append(translated)
+        return cls(model, layers)
+
+    def trace(
+        self, token: mx.array, places: dict[str, mx.array], buffers: list[list[mx.array]]
+    ) -> mx.array:
+        """Build the graph of one token.
+
+        Args:
+            token: [1], its id.
+            places: By window: position, row in the buffers, first row seen (int32 [3]).
+            buffers: Of each layer's cache.
+
+        Returns:
+            Logits [1, vocab].
+        """
+        decoder = self._model.model
+        x = decoder.embed_tokens(token)  # [1, dim]
+        first = self.layers[0]
+        normed = mx.fast.rms_norm(x, first.norms[0], first.eps)
+        for index, layer in enumerate(self.layers):
+            delta = layer.attention(normed, buffers[index], places[str(layer.window)])
+            bias = layer.attention.output.bias
+            x, normed = add_norm(x, delta, layer.norms[1], layer.eps, bias)
+            delta = layer.feed_forward(normed)
+            following = self.layers[index + 1].norms[0] if index + 1 < len(self.layers) else decoder.norm.weight
+            x, normed = add_norm(x, delta, following, layer.eps)
+        return self._model.logits(normed[None])[0]
+
+    def __call__(self, token: mx.array, cache: ModelCache) -> mx.array:
+        """Return the logits [1, vocab] after one more token [1]; `cache` is updated."""
+        rooms = [layer.open(1) for layer in cache]
+        places = {}
+        for layer, room in zip(self.layers, rooms, strict=True):
+            key = str(layer.window)
+            if key not in places:
+                places[key] = mx.array([cache.offset, room.row, room.first], dtype=mx.int32)
+        logits = self._run(token, places, [room.buffers for room in rooms])
+        for layer in cache:
+            layer.advance(1)
+        return logits
+
+
+def _translate(layer: nn.Module, window: int | None, dtype: mx.Dtype) -> Layer | None:
+    attend, feed = ATTENTION.get(type(layer.self_attn)), FEED_FORWARD.get(type(layer.mlp))
+    if attend is None or feed is None:
+        return None
+    attention_step = attend(layer.self_attn, dtype, window=window is not None)
+    feed_forward = feed(layer.mlp, dtype) if attention_step is not None else None
+    if attention_step is None or feed_forward is None:
+        return None
+    norms = (layer.input_layernorm, layer.post_attention_layernorm)
+    return Layer(
+        attention=attention_step,
+        feed_forward=feed_forward,
+        norms=(norms[0].weight, norms[1].weight),
+        eps=norms[0].eps,
+        window=window,
+    )

@@ -1,0 +1,380 @@
+"""Grouped-query attention of one new token: bias, QK norm, RoPE, cache write and attention in one launch.
+
+A threadgroup serves all query heads of one key/value head over one part of the cache, so keys and values are read
+once; `combine` joins the parts. The softmax runs along (arXiv 1805.02867), a sink is one more logit in its sum
+(arXiv 2508.10925). A key is read by `LANES` neighboring lanes, 8 values each, so a SIMD group works on several keys.
+"""
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from macmoe.kernels.packed import KINDS, LOAD
+from macmoe.kernels.source import Kernel, launch
+
+SIMD_GROUPS = 8
+TARGET_GROUPS = 128  # threadgroups that fill a GPU
+AT_ONCE = 4  # query heads of one SIMD group: what fits into registers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heads:
+    """The arrangement of one layer.
+
+    Attributes:
+        heads: Query heads.
+        kv_heads: Key/value heads.
+        head_dim: Width of one head.
+        scale: Multiplies the scores.
+        eps: Of the QK norm.
+        window: Whether only a short window is attended to, which needs no parts.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    eps: float = 0.0
+    window: bool = False
+
+    @property
+    def parts(self) -> int:
+        """How many threadgroups share the cache of one key/value head."""
+        return 1 if self.window else max(1, TARGET_GROUPS // self.kv_heads)
+
+    @property
+    def at_once(self) -> int:
+        """Query heads of one SIMD group."""
+        together = self.heads // self.kv_heads
+        return max(n for n in range(1, AT_ONCE + 1) if together % n == 0)
+
+
+def usable(heads: Heads) -> bool:
+    """Return whether the kernel can work on heads of this form."""
+    lanes = heads.head_dim // 8
+    sets = heads.heads // heads.kv_heads // heads.at_once
+    return heads.head_dim % 8 == 0 and lanes in {1, 2, 4, 8, 16, 32} and SIMD_GROUPS % sets == 0
+
+
+STEP = Kernel(
+    name="grouped_attention",
+    writes=("keys", "values"),
+    header=LOAD,
+    body="""
+  threadgroup float heads[(TOGETHER + 2) * HEAD_DIM];  // queries, the new key, the new value
+  threadgroup float sums[SIMD_GROUPS * AT_ONCE * HEAD_DIM];
+  threadgroup float tops[SIMD_GROUPS * AT_ONCE];
+  threadgroup float norms[SIMD_GROUPS * AT_ONCE];
+  const uint lane = thread_index_in_simdgroup;
+  const uint simd = simdgroup_index_in_threadgroup;
+  const uint thread_index = thread_index_in_threadgroup;
+  const uint kv = threadgroup_position_in_grid.x;
+  const uint part = threadgroup_position_in_grid.y;
+  const float position = float(places[0]);
+  const uint place = uint(places[1]);  // row of the new token
+  const uint begin = uint(places[2]);  // first row that is seen
+
+  for (uint h = simd; h < TOGETHER + 2; h += SIMD_GROUPS) {
+    const uint source = (h < TOGETHER ? kv * TOGETHER + h : HEADS + (h - TOGETHER) * KV_HEADS + kv) * HEAD_DIM;
+    float low[HALF_LANES], high[HALF_LANES];
+    float squares = 0.0f;
+    for (int i = 0; i < HALF_LANES; i++) {
+      const uint pair = i * 32 + lane;
+      low[i] = high[i] = 0.0f;
+      if (pair < HEAD_DIM / 2) {
+        low[i] = float(qkv[source + pair]);
+        high[i] = float(qkv[source + pair + HEAD_DIM / 2]);
+#if HAS_BIAS
+        low[i] += float(bias[source + pair]);
+        high[i] += float(bias[source + pair + HEAD_DIM / 2]);
+#endif
+        squares += low[i] * low[i] + high[i] * high[i];
+      }
+    }
+#if HAS_NORM
+    const float factor = metal::rsqrt(simd_sum(squares) / HEAD_DIM + EPS);
+#endif
+    for (int i = 0; i < HALF_LANES; i++) {
+      const uint pair = i * 32 + lane;
+      if (pair < HEAD_DIM / 2) {
+        float a = low[i], b = high[i];
+        if (h <= TOGETHER) {
+#if HAS_NORM
+          a *= factor * float(h < TOGETHER ? q_norm[pair] : k_norm[pair]);
+          b *= factor * float(h < TOGETHER ? q_norm[pair + HEAD_DIM / 2] : k_norm[pair + HEAD_DIM / 2]);
+#endif
+          const float angle = position * (1.0f / wavelengths[pair]);
+          const float cosine = metal::precise::cos(angle), sine = metal::precise::sin(angle);
+          const float turned = a * cosine - b * sine;
+          b = b * cosine + a * sine;
+          a = turned;
+        }
+        if (h >= TOGETHER) {  // what the cache will hold
+          a = float(T(a));
+          b = float(T(b));
+        }
+        heads[h * HEAD_DIM + pair] = a;
+        heads[h * HEAD_DIM + pair + HEAD_DIM / 2] = b;
+      }
+    }
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+
+  device T* key_rows = (device T*)keys + ulong(kv) * CAPACITY * HEAD_DIM;
+  device T* value_rows = (device T*)values + ulong(kv) * CAPACITY * HEAD_DIM;
+  const bool newest = part == PARTS - 1;  // this part also takes the new token
+  if (newest) {
+    for (uint i = thread_index; i < HEAD_DIM; i += SIMD_GROUPS * 32) {
+      key_rows[place * HEAD_DIM + i] = T(heads[TOGETHER * HEAD_DIM + i]);
+      value_rows[place * HEAD_DIM + i] = T(heads[(TOGETHER + 1) * HEAD_DIM + i]);
+    }
+  }
+
+  const uint head_set = simd % HEAD_SETS;
+  const uint stripe = simd / HEAD_SETS;
+  const uint sub = lane / LANES;            // which of the keys that the SIMD group reads together
+  const uint column = (lane % LANES) * 8;   // which 8 values of it
+  float query[AT_ONCE][8], sum[AT_ONCE][8], top[AT_ONCE], norm[AT_ONCE];
+  for (int j = 0; j < AT_ONCE; j++) {
+    top[j] = -INFINITY;
+    norm[j] = 0.0f;
+    for (int i = 0; i < 8; i++) {
+      query[j][i] = heads[(head_set * AT_ONCE + j) * HEAD_DIM + column + i] * SCALE;
+      sum[j][i] = 0.0f;
+    }
+  }
+  const uint old = place - begin;
+  const uint share = (old + PARTS - 1) / PARTS;
+  const uint from = begin + metal::min(part * share, old);
+  const uint to = begin + metal::min((part + 1) * share, old);
+  const uint rounds = (to - from + STRIPES * TOKENS - 1) / (STRIPES * TOKENS) + (newest ? 1 : 0);
+  for (uint round = 0; round < rounds; round++) {
+    const bool last = newest && round == rounds - 1;
+    const uint row = from + (round * STRIPES + stripe) * TOKENS + sub;
+    const bool seen = last ? stripe == 0 && sub == 0 : row < to;
+    float key[8], value[8];
+    for (int i = 0; i < 8; i++) key[i] = value[i] = 0.0f;
+    if (seen && last) {
+      for (int i = 0; i < 8; i++) {
+        key[i] = heads[TOGETHER * HEAD_DIM + column + i];
+        value[i] = heads[(TOGETHER + 1) * HEAD_DIM + column + i];
+      }
+    } else if (seen) {
+      load_floats(key_rows + row * HEAD_DIM + column, key, 8);
+      load_floats(value_rows + row * HEAD_DIM + column, value, 8);
+    }
+    for (int j = 0; j < AT_ONCE; j++) {
+      float score = 0.0f;
+      for (int i = 0; i < 8; i++) score = metal::fma(query[j][i], key[i], score);
+      for (uint mask = 1; mask < LANES; mask <<= 1) score += simd_shuffle_xor(score, mask);
+      if (seen) {
+        const float higher = metal::max(top[j], score);
+        const float shrink = metal::exp(top[j] - higher);
+        const float weight = metal::exp(score - higher);
+        top[j] = higher;
+        norm[j] = norm[j] * shrink + weight;
+        for (int i = 0; i < 8; i++) sum[j][i] = metal::fma(weight, value[i], sum[j][i] * shrink);
+      }
+    }
+  }
+
+  for (int j = 0; j < AT_ONCE; j++) {
+    float highest = top[j];
+    for (uint mask = LANES; mask < 32; mask <<= 1) {
+      highest = metal::max(highest, simd_shuffle_xor(highest, mask));
+    }
+    const float shrink = top[j] == -INFINITY ? 0.0f : metal::exp(top[j] - highest);
+    float all = norm[j] * shrink;
+    for (uint mask = LANES; mask < 32; mask <<= 1) all += simd_shuffle_xor(all, mask);
+    const uint slot = simd * AT_ONCE + j;
+    for (int i = 0; i < 8; i++) {
+      float total = sum[j][i] * shrink;
+      for (uint mask = LANES; mask < 32; mask <<= 1) total += simd_shuffle_xor(total, mask);
+      if (sub == 0) sums[slot * HEAD_DIM + column + i] = total;
+    }
+    if (lane == 0) {
+      tops[slot] = highest;
+      norms[slot] = all;
+    }
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+
+  for (uint index = thread_index; index < TOGETHER * HEAD_DIM; index += SIMD_GROUPS * 32) {
+    const uint h = index / HEAD_DIM;
+    const uint i = index % HEAD_DIM;
+    float highest = -INFINITY;
+    for (uint s = 0; s < STRIPES; s++) {
+      highest = metal::max(highest, tops[(s * HEAD_SETS + h / AT_ONCE) * AT_ONCE + h % AT_ONCE]);
+    }
+#if PARTS == 1 && HAS_SINKS
+    highest = metal::max(highest, float(sinks[kv * TOGETHER + h]));
+    float all = metal::exp(float(sinks[kv * TOGETHER + h]) - highest);
+#else
+    float all = 0.0f;
+#endif
+    float total = 0.0f;
+    for (uint s = 0; s < STRIPES; s++) {
+      const uint slot = (s * HEAD_SETS + h / AT_ONCE) * AT_ONCE + h % AT_ONCE;
+      const float shrink = tops[slot] == -INFINITY ? 0.0f : metal::exp(tops[slot] - highest);
+      all += norms[slot] * shrink;
+      total += sums[slot * HEAD_DIM + i] * shrink;
+    }
+    const uint head = kv * TOGETHER + h;
+#if PARTS == 1
+    y[head * HEAD_DIM + i] = T(total / all);
+#else
+    partial[(head * PARTS + part) * HEAD_DIM + i] = total;
+    if (i == 0) {
+      bounds[(head * PARTS + part) * 2] = highest;
+      bounds[(head * PARTS + part) * 2 + 1] = all;
+    }
+#endif
+  }
+""",
+)
+
+COMBINE = Kernel(
+    name="combine_parts",
+    body="""
+  const uint head = threadgroup_position_in_grid.x;
+#if HAS_SINKS
+  const float sink = float(sinks[head % HEADS]);
+#else
+  const float sink = -INFINITY;
+#endif
+  float highest = sink;
+  for (uint part = 0; part < PARTS; part++) {
+    highest = metal::max(highest, bounds[(head * PARTS + part) * 2]);
+  }
+  float all = metal::exp(sink - highest);
+  for (uint part = 0; part < PARTS; part++) {
+    const uint slot = head * PARTS + part;
+    all += bounds[slot * 2 + 1] * metal::exp(bounds[slot * 2] - highest);
+  }
+  for (uint i = thread_index_in_threadgroup; i < WIDTH; i += THREADS) {
+    float total = 0.0f;
+    for (uint part = 0; part < PARTS; part++) {
+      const uint slot = head * PARTS + part;
+      total += partial[slot * WIDTH + i] * metal::exp(bounds[slot * 2] - highest);
+    }
+    y[head * WIDTH + i] = T(total / all);
+  }
+""",
+)
+
+
+def combine(
+    partial: mx.array, bounds: mx.array, dtype: mx.Dtype, sinks: mx.array | None = None
+) -> mx.array:
+    """Join the parts of an attention.
+
+    Args:
+        partial: [rows, parts, width], float32: sums of weighted values, not normalized.
+        bounds: [rows, parts, 2], float32: the highest score of a part, and the sum of its weights.
+        dtype: Of the result.
+        sinks: One more logit per head [heads]; row r belongs to head r % heads.
+
+    Returns:
+        [rows, width].
+    """
+    rows, parts, width = partial.shape
+    threads = min(256, -(-width // 32) * 32)
+    inputs = {"partial": partial, "bounds": bounds} | ({} if sinks is None else {"sinks": sinks})
+    constants = {
+        "T": dtype,
+        "PARTS": parts,
+        "WIDTH": width,
+        "THREADS": threads,
+        "HAS_SINKS": sinks is not None,
+        "HEADS": rows if sinks is None else sinks.size,
+    }
+    (y,) = launch(
+        COMBINE, inputs, {"y": ((rows, width), dtype)}, constants, groups=(rows, 1, 1), threads=threads
+    )
+    return y
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """What the step needs beside the cache; what a family does not have is None.
+
+    Attributes:
+        wavelengths: Of the rotary pairs [head_dim / 2], float32, up to 2 pi.
+        bias: Of queries, keys and values, side by side.
+        q_norm: Weight of the queries' norm [head_dim].
+        k_norm: Weight of the keys' norm [head_dim].
+        sinks: One logit per query head.
+    """
+
+    wavelengths: mx.array
+    bias: mx.array | None = None
+    q_norm: mx.array | None = None
+    k_norm: mx.array | None = None
+    sinks: mx.array | None = None
+
+
+def attend(
+    qkv: mx.array, keys: mx.array, values: mx.array, places: mx.array, heads: Heads, weights: Weights
+) -> mx.array:
+    """Attend with one new token, and write its key and value into the cache.
+
+    Args:
+        qkv: [1, (heads + 2 * kv_heads) * head_dim], before bias, norm and rotation.
+        keys: Buffer [1, kv_heads, capacity, head_dim]; written in place, so nobody else may hold it.
+        values: The same for values.
+        places: int32 [3]: position of the token, its row in the buffers, the first row it sees.
+        heads: Form of the layer.
+        weights: Its weights.
+
+    Returns:
+        [1, heads * head_dim].
+    """
+    together = heads.heads // heads.kv_heads
+    lanes = heads.head_dim // 8
+    sets = together // heads.at_once
+    optional = {
+        "bias": weights.bias,
+        "q_norm": weights.q_norm,
+        "k_norm": weights.k_norm,
+        "sinks": weights.sinks if heads.parts == 1 else None,
+    }
+    inputs = {
+        "qkv": qkv,
+        "keys": keys,
+        "values": values,
+        "places": places,
+        "wavelengths": weights.wavelengths,
+        **{name: array for name, array in optional.items() if array is not None},
+    }
+    constants = {
+        "T": qkv.dtype,
+        "T_KIND": KINDS[qkv.dtype],
+        "HEADS": heads.heads,
+        "KV_HEADS": heads.kv_heads,
+        "HEAD_DIM": heads.head_dim,
+        "TOGETHER": together,
+        "CAPACITY": keys.shape[2],
+        "PARTS": heads.parts,
+        "SIMD_GROUPS": SIMD_GROUPS,
+        "AT_ONCE": heads.at_once,
+        "HEAD_SETS": sets,
+        "STRIPES": SIMD_GROUPS // sets,
+        "LANES": lanes,
+        "TOKENS": 32 // lanes,
+        "HALF_LANES": -(-heads.head_dim // 64),
+        "SCALE": heads.scale,
+        "EPS": heads.eps,
+        "HAS_BIAS": weights.bias is not None,
+        "HAS_NORM": weights.q_norm is not None,
+        "HAS_SINKS": weights.sinks is not None,
+    }
+    groups, threads = (heads.kv_heads, heads.parts, 1), SIMD_GROUPS * 32
+    if heads.parts == 1:
+        shape = (1, heads.heads * heads.head_dim)
+        return launch(STEP, inputs, {"y": (shape, qkv.dtype)}, constants, groups=groups, threads=threads)[0]
+    outputs = {
+        "partial": ((heads.heads, heads.parts, heads.head_dim), mx.float32),
+        "bounds": ((heads.heads, heads.parts, 2), mx.float32),
+    }
+    partial, bounds = launch(STEP, inputs, outputs, constants, groups=groups, threads=threads)
+    return combine(partial, bounds, qkv.dtype, weights.sinks).reshape(1, -1)

@@ -1,0 +1,361 @@
+"""Latent attention of a few new tokens in its absorbed form (arXiv 2405.04434, section 2.1), in three launches.
+
+`prepare` norms the compressed query and key/value, turns the rotary key and appends both to the cache; `absorb`
+moves the key's up-projection to the query, head by head, and turns the query's rotary part; `attend` reads the
+cache, of which the values are a part, with all heads as rows of one matrix. `combine` of grouped_attention joins the
+parts of the cache. Rotary pairs stand side by side.
+"""
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from macmoe.kernels.grouped_attention import combine
+from macmoe.kernels.packed import CHUNK, KINDS, LOAD, PLAIN, UNPACK, Packing
+from macmoe.kernels.source import Kernel, launch
+
+THREADS = 512
+SIMD_GROUPS = 8
+AT_ONCE = 2  # heads of one SIMD group
+PARTS = 16  # threadgroups that share the cache
+
+ROTATE = """
+inline void rotate(thread float* even, thread float* odd, float angle) {
+  const float cosine = metal::precise::cos(angle), sine = metal::precise::sin(angle);
+  const float turned = *even * cosine - *odd * sine;
+  *odd = *odd * cosine + *even * sine;
+  *even = turned;
+}
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """The arrangement of one layer.
+
+    Attributes:
+        heads: Number of heads.
+        q_rank: Width of the compressed query.
+        latent: Width of the compressed key/value.
+        nope_dim: Part of a query/key without rotation.
+        rope_dim: Rotated part.
+        scale: Multiplies the scores.
+        rope_scale: Multiplies rotated queries.
+        eps: Of both norms.
+    """
+
+    heads: int
+    q_rank: int
+    latent: int
+    nope_dim: int
+    rope_dim: int
+    scale: float
+    rope_scale: float
+    eps: float
+
+    @property
+    def width(self) -> int:
+        """What the cache holds of a token."""
+        return self.latent + self.rope_dim
+
+
+def usable(form: Form) -> bool:
+    """Return whether the kernels can work on layers of this form."""
+    chunks = form.latent // CHUNK
+    rows = SIMD_GROUPS * AT_ONCE
+    return form.latent % CHUNK == 0 and chunks in {1, 2, 4, 8, 16, 32} and form.heads % min(rows, form.heads) == 0
+
+
+PREPARE = Kernel(
+    name="latent_prepare",
+    writes=("cache",),
+    header=ROTATE,
+    body="""
+  threadgroup float partial[2 * THREADS / 32];
+  const uint token = threadgroup_position_in_grid.x;
+  const uint thread_index = thread_index_in_threadgroup;
+  const device T* source = compressed + token * (Q_RANK + LATENT + ROPE_DIM);
+  device T* row = (device T*)cache + (ulong(places[1]) + token) * (LATENT + ROPE_DIM);
+  float q_squares = 0.0f, c_squares = 0.0f;
+  for (uint i = thread_index; i < Q_RANK; i += THREADS) q_squares += float(source[i]) * float(source[i]);
+  for (uint i = thread_index; i < LATENT; i += THREADS) {
+    c_squares += float(source[Q_RANK + i]) * float(source[Q_RANK + i]);
+  }
+  q_squares = simd_sum(q_squares);
+  c_squares = simd_sum(c_squares);
+  if (thread_index_in_simdgroup == 0) {
+    partial[2 * simdgroup_index_in_threadgroup] = q_squares;
+    partial[2 * simdgroup_index_in_threadgroup + 1] = c_squares;
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  q_squares = c_squares = 0.0f;
+  for (int i = 0; i < THREADS / 32; i++) {
+    q_squares += partial[2 * i];
+    c_squares += partial[2 * i + 1];
+  }
+  const float q_factor = metal::rsqrt(q_squares / Q_RANK + EPS);
+  const float c_factor = metal::rsqrt(c_squares / LATENT + EPS);
+  for (uint i = thread_index; i < Q_RANK; i += THREADS) {
+    query[token * Q_RANK + i] = T(float(source[i]) * q_factor * float(q_norm[i]));
+  }
+  for (uint i = thread_index; i < LATENT; i += THREADS) {
+    row[i] = T(float(source[Q_RANK + i]) * c_factor * float(kv_norm[i]));
+  }
+  for (uint pair = thread_index; pair < ROPE_DIM / 2; pair += THREADS) {
+    float even = float(source[Q_RANK + LATENT + 2 * pair]);
+    float odd = float(source[Q_RANK + LATENT + 2 * pair + 1]);
+    rotate(&even, &odd, (float(places[0]) + token) * (1.0f / wavelengths[pair]));
+    row[LATENT + 2 * pair] = T(even);
+    row[LATENT + 2 * pair + 1] = T(odd);
+  }
+""",
+)
+
+ABSORB = Kernel(
+    name="latent_absorb",
+    header=LOAD + UNPACK + ROTATE,
+    body="""
+  threadgroup float sums[SIMD_GROUPS * LATENT];
+  const uint lane = thread_index_in_simdgroup;
+  const uint simd = simdgroup_index_in_threadgroup;
+  const uint thread_index = thread_index_in_threadgroup;
+  const uint head = threadgroup_position_in_grid.x;
+  const uint token = threadgroup_position_in_grid.y;
+  const device T* source = query + (token * HEADS + head) * (NOPE_DIM + ROPE_DIM);
+  device float* target = absorbed + (token * HEADS + head) * (LATENT + ROPE_DIM);
+  const uint chunk = lane % CHUNKS;        // which 32 columns
+  const uint sub = simd * (32 / CHUNKS) + lane / CHUNKS;  // which rows
+  const device W* matrix = w + ulong(head) * NOPE_DIM * ROW_WORDS(LATENT);
+  float sum[32];
+  for (int i = 0; i < 32; i++) sum[i] = 0.0f;
+  for (uint row = sub; row < NOPE_DIM; row += SIMD_GROUPS * (32 / CHUNKS)) {
+    float w_values[32];
+    unpack(matrix + row * ROW_WORDS(LATENT) + chunk * ROW_WORDS(32), w_values);
+    const float x = float(source[row]);
+    const uint group = (head * NOPE_DIM + row) * (LATENT / GROUP) + chunk * 32 / GROUP;
+    const float scale = SCALED(scales, offsets, group, x, 0.0f);
+    const float offset = SCALED(scales, offsets, group, 0.0f, x);
+    for (int i = 0; i < 32; i++) sum[i] += metal::fma(scale, w_values[i], offset);
+  }
+  for (int i = 0; i < 32; i++) {
+    for (uint mask = CHUNKS; mask < 32; mask <<= 1) sum[i] += simd_shuffle_xor(sum[i], mask);
+  }
+  if (lane < CHUNKS) {
+    for (int i = 0; i < 32; i++) sums[simd * LATENT + chunk * 32 + i] = sum[i];
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  for (uint i = thread_index; i < LATENT; i += SIMD_GROUPS * 32) {
+    float total = 0.0f;
+    for (int s = 0; s < SIMD_GROUPS; s++) total += sums[s * LATENT + i];
+    target[i] = total;
+  }
+  for (uint pair = thread_index; pair < ROPE_DIM / 2; pair += SIMD_GROUPS * 32) {
+    float even = float(source[NOPE_DIM + 2 * pair]);
+    float odd = float(source[NOPE_DIM + 2 * pair + 1]);
+    rotate(&even, &odd, (float(places[0]) + token) * (1.0f / wavelengths[pair]));
+    target[LATENT + 2 * pair] = even * ROPE_SCALE;
+    target[LATENT + 2 * pair + 1] = odd * ROPE_SCALE;
+  }
+""",
+)
+
+ATTEND = Kernel(
+    name="latent_attention",
+    header=LOAD,
+    body="""
+  const uint lane = thread_index_in_simdgroup;
+  const uint part = threadgroup_position_in_grid.y;
+  const uint token = threadgroup_position_in_grid.z;
+  const uint head = (threadgroup_position_in_grid.x * SIMD_GROUPS + simdgroup_index_in_threadgroup) * AT_ONCE;
+  float query[AT_ONCE][LATENT_LANE + ROPE_LANE], sum[AT_ONCE][LATENT_LANE], top[AT_ONCE], norm[AT_ONCE];
+  for (int j = 0; j < AT_ONCE; j++) {
+    const device float* source = absorbed + (token * HEADS + head + j) * WIDTH;
+    for (int i = 0; i < LATENT_LANE; i++) {
+      query[j][i] = source[lane * LATENT_LANE + i] * SCALE;
+      sum[j][i] = 0.0f;
+    }
+    for (int i = 0; i < ROPE_LANE; i++) {
+      const uint column = lane * ROPE_LANE + i;
+      query[j][LATENT_LANE + i] = column < ROPE_DIM ? source[LATENT + column] * SCALE : 0.0f;
+    }
+    top[j] = -INFINITY;
+    norm[j] = 0.0f;
+  }
+  const uint begin = uint(places[2]);
+  const uint seen = uint(places[1]) + token + 1 - begin;
+  const uint share = (seen + PARTS - 1) / PARTS;
+  const uint from = begin + metal::min(part * share, seen);
+  const uint to = begin + metal::min((part + 1) * share, seen);
+  for (uint first = from; first < to; first += KEYS) {
+    float key[KEYS][LATENT_LANE + ROPE_LANE];
+    for (int k = 0; k < KEYS; k++) {
+      const device T* row = cache + ulong(metal::min(first + k, to - 1)) * WIDTH;
+#if LATENT_LANE % 8 == 0
+      load_floats(row + lane * LATENT_LANE, key[k], LATENT_LANE);
+#else
+      for (int i = 0; i < LATENT_LANE; i++) key[k][i] = float(row[lane * LATENT_LANE + i]);
+#endif
+      for (int i = 0; i < ROPE_LANE; i++) {
+        const uint column = lane * ROPE_LANE + i;
+        key[k][LATENT_LANE + i] = column < ROPE_DIM ? float(row[LATENT + column]) : 0.0f;
+      }
+    }
+    for (int j = 0; j < AT_ONCE; j++) {
+      float score[KEYS];
+      float higher = top[j];
+      for (int k = 0; k < KEYS; k++) {
+        float dot = 0.0f;
+        for (int i = 0; i < LATENT_LANE + ROPE_LANE; i++) dot = metal::fma(query[j][i], key[k][i], dot);
+        dot = simd_sum(dot);
+        score[k] = first + k < to ? dot : -INFINITY;
+        higher = metal::max(higher, score[k]);
+      }
+      const float shrink = metal::exp(top[j] - higher);
+      top[j] = higher;
+      norm[j] *= shrink;
+      for (int i = 0; i < LATENT_LANE; i++) sum[j][i] *= shrink;
+      for (int k = 0; k < KEYS; k++) {
+        const float weight = metal::exp(score[k] - higher);
+        norm[j] += weight;
+        for (int i = 0; i < LATENT_LANE; i++) sum[j][i] = metal::fma(weight, key[k][i], sum[j][i]);
+      }
+    }
+  }
+  for (int j = 0; j < AT_ONCE; j++) {
+    const uint slot = (token * HEADS + head + j) * PARTS + part;
+    for (int i = 0; i < LATENT_LANE; i++) partial[slot * LATENT + lane * LATENT_LANE + i] = sum[j][i];
+    if (lane == 0) {
+      bounds[2 * slot] = top[j];
+      bounds[2 * slot + 1] = norm[j];
+    }
+  }
+""",
+)
+
+
+def prepare(
+    compressed: mx.array,
+    q_norm: mx.array,
+    kv_norm: mx.array,
+    cache: mx.array,
+    places: mx.array,
+    wavelengths: mx.array,
+    form: Form,
+) -> mx.array:
+    """Append the new tokens to the cache and return their normed compressed queries [tokens, q_rank].
+
+    Args:
+        compressed: [tokens, q_rank + latent + rope_dim]: compressed query, compressed key/value, rotary key.
+        q_norm: [q_rank].
+        kv_norm: [latent].
+        cache: Buffer [1, 1, capacity, latent + rope_dim], written in place, so nobody else may hold it.
+        places: int32 [3]: position of the first token, its row in the buffer, the first row that is seen.
+        wavelengths: Of the rotary pairs [rope_dim / 2], float32, up to 2 pi.
+        form: The arrangement.
+    """
+    tokens = compressed.shape[0]
+    inputs = {
+        "compressed": compressed,
+        "q_norm": q_norm,
+        "kv_norm": kv_norm,
+        "cache": cache,
+        "places": places,
+        "wavelengths": wavelengths,
+    }
+    constants = {
+        "T": compressed.dtype,
+        "Q_RANK": form.q_rank,
+        "LATENT": form.latent,
+        "ROPE_DIM": form.rope_dim,
+        "EPS": form.eps,
+        "THREADS": THREADS,
+    }
+    outputs = {"query": ((tokens, form.q_rank), compressed.dtype)}
+    return launch(PREPARE, inputs, outputs, constants, groups=(tokens, 1, 1), threads=THREADS)[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpProjection:
+    """The key's up-projection as stored, [heads, nope_dim, latent]."""
+
+    packing: Packing
+    weight: mx.array
+    scales: mx.array | None = None
+    offsets: mx.array | None = None
+
+    @property
+    def arrays(self) -> dict[str, mx.array]:
+        """The arrays there are, under their names in the text."""
+        named = {"w": self.weight, "scales": self.scales, "offsets": self.offsets}
+        return {name: array for name, array in named.items() if array is not None}
+
+
+def absorb(query: mx.array, up: UpProjection, places: mx.array, wavelengths: mx.array, form: Form) -> mx.array:
+    """Return queries that can be compared with the cache: [tokens * heads, latent + rope_dim], float32.
+
+    Args:
+        query: [tokens, heads * (nope_dim + rope_dim)].
+        up: The key's up-projection.
+        places: See `prepare`.
+        wavelengths: See `prepare`.
+        form: The arrangement.
+    """
+    tokens = query.shape[0]
+    constants = {
+        **up.packing.constants,
+        "T": query.dtype,
+        "T_KIND": KINDS[query.dtype],
+        "W": query.dtype if up.packing.mode == PLAIN else mx.uint32,
+        "HEADS": form.heads,
+        "LATENT": form.latent,
+        "NOPE_DIM": form.nope_dim,
+        "ROPE_DIM": form.rope_dim,
+        "ROPE_SCALE": form.rope_scale,
+        "CHUNKS": form.latent // CHUNK,
+        "SIMD_GROUPS": SIMD_GROUPS,
+    }
+    inputs = {"query": query, "places": places, "wavelengths": wavelengths, **up.arrays}
+    outputs = {"absorbed": ((tokens * form.heads, form.width), mx.float32)}
+    groups = (form.heads, tokens, 1)
+    return launch(ABSORB, inputs, outputs, constants, groups=groups, threads=32 * SIMD_GROUPS)[0]
+
+
+def attend(absorbed: mx.array, cache: mx.array, places: mx.array, form: Form) -> mx.array:
+    """Attend to the latents: [tokens * heads, latent], each token to the cache up to its own row.
+
+    Args:
+        absorbed: From `absorb`.
+        cache: [1, 1, capacity, latent + rope_dim], the new tokens included.
+        places: See `prepare`.
+        form: The arrangement.
+    """
+    rows = absorbed.shape[0]
+    at_once = min(AT_ONCE, form.heads)
+    simd_groups = min(SIMD_GROUPS, form.heads // at_once)
+    constants = {
+        "T": cache.dtype,
+        "T_KIND": KINDS[cache.dtype],
+        "HEADS": form.heads,
+        "LATENT": form.latent,
+        "ROPE_DIM": form.rope_dim,
+        "WIDTH": form.width,
+        "LATENT_LANE": form.latent // 32,
+        "ROPE_LANE": -(-form.rope_dim // 32),
+        "SCALE": form.scale,
+        "PARTS": PARTS,
+        "AT_ONCE": at_once,
+        "KEYS": 2,
+        "SIMD_GROUPS": simd_groups,
+    }
+    partial, bounds = launch(
+        ATTEND,
+        {"absorbed": absorbed, "cache": cache, "places": places},
+        {
+            "partial": ((rows, PARTS, form.latent), mx.float32),
+            "bounds": ((rows, PARTS, 2), mx.float32),
+        },
+        constants,
+        groups=(form.heads // (simd_groups * at_once), PARTS, rows // form.heads),
+        threads=32 * simd_groups,
+    )
+    return combine(partial, bounds, cache.dtype)

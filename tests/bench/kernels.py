@@ -1,0 +1,51 @@
+"""Check every kernel on this machine's GPU against plain operations in float32.
+
+    python tests/bench/kernels.py
+
+Prints the largest error of each case in units of the last place of its type at the largest wanted value; the
+tests allow 2 (tests/metal). Speed is measured by `macmoe bench` and `macmoe doctor`.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import mlx.core as mx
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.kernels.cases import Runner, error, real_cases, route_cases, small_cases
+
+BOUND = 2.0
+
+
+def run(name: str, case: Runner) -> bool:
+    """Print the errors of one case; return whether they are within the bound."""
+    mx.random.seed(0)
+    began = time.perf_counter()
+    try:
+        errors = [error(got, wanted) for got, wanted in case()]
+    except Exception as failure:  # noqa: BLE001 - the report goes on with the next case
+        print(f"FAILED {name}: {type(failure).__name__}: {str(failure)[:2000]}", flush=True)
+        return False
+    fine = all(value <= BOUND for value in errors)
+    shown = " ".join(f"{value:.2f}" for value in errors)
+    print(f"{'ok' if fine else 'WRONG':6} {name:48} {shown}  ({time.perf_counter() - began:.1f} s)", flush=True)
+    return fine
+
+
+def main() -> None:
+    """Run the cases in all types; exit with 1 if one is wrong."""
+    results = [run(name, case) for name, case in route_cases().items()]
+    for dtype in (mx.bfloat16, mx.float32, mx.float16):
+        tables = (real_cases, small_cases) if dtype == mx.bfloat16 else (small_cases,)
+        for table in tables:
+            results += [run(f"{dtype} {name}".split(".")[-1], case) for name, case in table(dtype).items()]
+    print(f"{sum(results)} of {len(results)} cases within {BOUND} units of the last place")
+    sys.exit(not all(results))
+
+
+if __name__ == "__main__":
+    main()

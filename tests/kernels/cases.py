@@ -1,0 +1,448 @@
+"""Every kernel beside plain MLX operations in float32, at any shape: what the emulator and a GPU both run.
+
+A case draws its inputs in a type, launches the kernel, and returns pairs (got, wanted). Wanted is computed in
+float32 from the same inputs, packed weights through mx.dequantize, and does not use the code under test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from macmoe.kernels import experts, grouped_attention, latent_attention, routing
+from macmoe.kernels.add_norm import add_norm
+from macmoe.kernels.packed import Packing, packing_of
+from macmoe.nn.routing import grouped_sigmoid_top_k, softmax_then_top_k, top_k_then_softmax
+
+Pairs = list[tuple[mx.array, mx.array]]
+PACKINGS = {
+    "plain": Packing(),
+    "affine4": packing_of("affine", 4, 64),
+    "affine4g32": packing_of("affine", 4, 32),
+    "affine8": packing_of("affine", 8, 64),
+    "mxfp4": packing_of("mxfp4", 4, 32),
+    "mxfp8": packing_of("mxfp8", 8, 32),
+}
+MLX_MODES = {1: "affine", 2: "mxfp4", 3: "mxfp8"}
+
+
+def draw(*shape: int, dtype: mx.Dtype, scale: float = 1.0) -> mx.array:
+    """Return normal numbers of a type."""
+    return (mx.random.normal(shape) * scale).astype(dtype)
+
+
+def stack(
+    packing: Packing, shape: tuple[int, int, int], dtype: mx.Dtype, *, bias: bool = False
+) -> tuple[experts.Stack, mx.array]:
+    """Return packed random matrices and what they stand for, in float32."""
+    weight = draw(*shape, dtype=dtype, scale=shape[-1] ** -0.5)
+    offsets = draw(*shape[:2], dtype=dtype, scale=0.5) if bias else None
+    if not packing.bits:
+        return experts.Stack(packing=packing, weight=weight, bias=offsets), weight.astype(mx.float32)
+    how = {"group_size": packing.group_size, "bits": packing.bits, "mode": MLX_MODES[packing.mode]}
+    parts = mx.quantize(weight, **how)
+    packed = experts.Stack(
+        packing=packing,
+        weight=parts[0],
+        scales=parts[1],
+        offsets=parts[2] if len(parts) > 2 else None,
+        bias=offsets,
+    )
+    wide = [part if part.dtype in {mx.uint32, mx.uint8} else part.astype(mx.float32) for part in parts]
+    return packed, mx.dequantize(*wide, **how, dtype=mx.float32)
+
+
+def activation(kind: int, y: mx.array, limit: float) -> mx.array:
+    """Join gate and up in float32."""
+    if kind == experts.NONE:
+        return y
+    gate, up = mx.split(y, 2, axis=-1)
+    if kind == experts.SWIGLU:
+        return gate * mx.sigmoid(gate) * up
+    gate, up = mx.minimum(gate, limit), mx.clip(up, -limit, limit)
+    return (up + 1) * gate * mx.sigmoid(1.702 * gate)
+
+
+def case_add_norm(dtype: mx.Dtype, tokens: int, dim: int, *, bias: bool) -> Pairs:
+    """x + delta + bias, and its norm."""
+    x, delta, weight = (draw(*shape, dtype=dtype) for shape in ((tokens, dim), (tokens, dim), (dim,)))
+    extra = draw(dim, dtype=dtype) if bias else None
+    got = add_norm(x, delta, weight, 1e-5, extra)
+    total = x.astype(mx.float32) + delta.astype(mx.float32)
+    total = total if extra is None else total + extra.astype(mx.float32)
+    rounded = total.astype(dtype).astype(mx.float32)
+    normed = rounded * mx.rsqrt((rounded**2).mean(-1, keepdims=True) + 1e-5) * weight.astype(mx.float32)
+    return [(got[0], total), (got[1], normed)]
+
+
+def case_router_logits(dtype: mx.Dtype, tokens: int, count: int, dim: int, *, bias: bool) -> Pairs:
+    """The logits of a router."""
+    x, weight = draw(tokens, dim, dtype=dtype), draw(count, dim, dtype=dtype, scale=dim**-0.5)
+    extra = draw(count, dtype=dtype) if bias else None
+    wanted = x.astype(mx.float32) @ weight.astype(mx.float32).T
+    got = routing.router_logits(x, weight, extra)
+    return [(got, wanted if extra is None else wanted + extra.astype(mx.float32))]
+
+
+def case_route(kind: int, tokens: int, count: int, top_k: int, groups: int = 1, *, normalize: bool = True) -> Pairs:
+    """The choice of experts; experts come in the order of their numbers on both sides."""
+    logits, correction = draw(tokens, count, dtype=mx.float32), None
+    top_groups = max(1, groups // 2)
+    if kind == routing.TOP_K_SOFTMAX:
+        wanted = top_k_then_softmax(logits, top_k)
+    elif kind == routing.SOFTMAX_TOP_K:
+        wanted = softmax_then_top_k(logits, top_k, normalize=normalize)
+    else:
+        correction = draw(count, dtype=mx.float32, scale=0.2) - 0.3  # so that some scores are below zero
+        wanted = grouped_sigmoid_top_k(
+            logits, correction, top_k, groups=groups, top_groups=top_groups, normalize=normalize, scale=2.5
+        )
+    shared = kind == routing.GROUPED_SIGMOID
+    choice = routing.Choice(
+        kind=kind,
+        top_k=top_k,
+        normalize=normalize,
+        scale=2.5 if shared else 1.0,
+        groups=groups,
+        top_groups=top_groups,
+        shared=shared,
+    )
+    chosen, weights = routing.route(logits, choice, correction)
+    pairs: Pairs = []
+    if shared:
+        pairs += [(chosen[:, top_k], mx.full((tokens,), count)), (weights[:, top_k], mx.ones((tokens,)))]
+        chosen, weights = chosen[:, :top_k], weights[:, :top_k]
+    for got, want in ((chosen, wanted[0]),):
+        pairs.append((mx.sort(got, axis=-1), mx.sort(want, axis=-1)))
+    by_number = [
+        mx.take_along_axis(values, mx.argsort(order, axis=-1), axis=-1)
+        for order, values in ((chosen, weights), wanted)
+    ]
+    return [*pairs, (by_number[0], by_number[1])]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertShape:
+    """Sizes of a mixture."""
+
+    packing: Packing
+    tokens: int
+    count: int
+    top_k: int
+    dim: int
+    hidden: int
+    kind: int = experts.SWIGLU
+    bias: bool = False
+    shared: bool = False
+
+
+def case_experts(dtype: mx.Dtype, form: ExpertShape) -> Pairs:
+    """Both expert kernels; with several tokens the second one per pair."""
+    x = draw(form.tokens, form.dim, dtype=dtype)
+    up, up_wide = stack(form.packing, (form.count, 2 * form.hidden, form.dim), dtype, bias=form.bias)
+    down, down_wide = stack(form.packing, (form.count, form.dim, form.hidden), dtype, bias=form.bias)
+    shared_up, shared_up_wide = stack(form.packing, (1, 2 * form.hidden, form.dim), dtype)
+    shared_down, shared_down_wide = stack(form.packing, (1, form.dim, form.hidden), dtype)
+    chosen = mx.argsort(mx.random.uniform(shape=(form.tokens, form.count)), axis=-1)[:, : form.top_k]
+    chosen = chosen.astype(mx.uint32)
+    weights = mx.random.uniform(shape=(form.tokens, form.top_k + form.shared))
+    if form.shared:
+        last = mx.full((form.tokens, 1), form.count, dtype=mx.uint32)
+        chosen = mx.concatenate([chosen, last], axis=-1)
+        up_wide = mx.concatenate([up_wide, shared_up_wide])
+        down_wide = mx.concatenate([down_wide, shared_down_wide])
+    limit = 1.5  # so that it matters
+    hidden = experts.expert_rows(
+        up, x, chosen, activation=form.kind, limit=limit, shared=shared_up if form.shared else None
+    )
+    products = (up_wide[chosen] @ x.astype(mx.float32)[:, None, :, None])[..., 0]
+    if up.bias is not None:
+        products += up.bias.astype(mx.float32)[chosen]
+    pairs = [(hidden, activation(form.kind, products, limit))]
+    wide = hidden.astype(mx.float32)  # the second kernel gets what the first one wrote
+    outputs = (down_wide[chosen] @ wide[..., None])[..., 0]
+    if down.bias is not None:
+        outputs += down.bias.astype(mx.float32)[chosen]
+    if form.tokens == 1:
+        got = experts.expert_sum(down, hidden, chosen, weights, shared_down if form.shared else None)
+        return [*pairs, (got, (outputs * weights[..., None]).sum(1))]
+    got = experts.expert_rows(down, hidden, chosen, shared=shared_down if form.shared else None)
+    return [*pairs, (got, outputs)]
+
+
+def rotated(x: mx.array, position: int, wavelengths: mx.array, *, interleaved: bool) -> mx.array:
+    """Turn [..., width] by a position."""
+    return mx.fast.rope(
+        x[None, :, None] if x.ndim == 2 else x,
+        x.shape[-1],
+        traditional=interleaved,
+        base=None,
+        scale=1.0,
+        offset=position,
+        freqs=wavelengths,
+    )[0, :, 0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionShape:
+    """Sizes of one grouped-query layer."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    cached: int
+    capacity: int
+    first: int = 0
+    window: bool = False
+    bias: bool = False
+    norm: bool = False
+    sinks: bool = False
+
+
+def case_grouped_attention(dtype: mx.Dtype, form: AttentionShape) -> Pairs:
+    """One token, also what it leaves in the cache."""
+    heads = grouped_attention.Heads(
+        heads=form.heads,
+        kv_heads=form.kv_heads,
+        head_dim=form.head_dim,
+        scale=form.head_dim**-0.5,
+        eps=1e-6,
+        window=form.window,
+    )
+    width = form.head_dim
+    qkv = draw(1, (form.heads + 2 * form.kv_heads) * width, dtype=dtype)
+    keys = draw(1, form.kv_heads, form.capacity, width, dtype=dtype)
+    values = draw(1, form.kv_heads, form.capacity, width, dtype=dtype)
+    weights = grouped_attention.Weights(
+        wavelengths=1e4 ** (mx.arange(width // 2) * 2 / width),
+        bias=draw(qkv.shape[1], dtype=dtype) if form.bias else None,
+        q_norm=draw(width, dtype=dtype) if form.norm else None,
+        k_norm=draw(width, dtype=dtype) if form.norm else None,
+        sinks=draw(form.heads, dtype=dtype) if form.sinks else None,
+    )
+    position = form.cached + 7
+    old = [mx.array(buffer) for buffer in (keys, values)]
+    places = mx.array([position, form.cached, form.first], dtype=mx.int32)
+    mx.eval(qkv, keys, values, old, weights.wavelengths)
+    got = grouped_attention.attend(qkv, keys, values, places, heads, weights)
+    mx.eval(got)
+    wide = qkv.astype(mx.float32)[0]
+    wide = wide if weights.bias is None else wide + weights.bias.astype(mx.float32)
+    q, k, v = mx.split(wide.reshape(-1, width), [form.heads, form.heads + form.kv_heads])
+    if weights.q_norm is not None and weights.k_norm is not None:
+        q = mx.fast.rms_norm(q, weights.q_norm.astype(mx.float32), 1e-6)
+        k = mx.fast.rms_norm(k, weights.k_norm.astype(mx.float32), 1e-6)
+    q = rotated(q, position, weights.wavelengths, interleaved=False)
+    k = rotated(k, position, weights.wavelengths, interleaved=False)
+    seen = [buffer[0, :, form.first : form.cached].astype(mx.float32) for buffer in old]
+    new = [array.astype(dtype).astype(mx.float32)[:, None] for array in (k, v)]
+    all_keys, all_values = (mx.concatenate(pair, axis=1) for pair in zip(seen, new, strict=True))
+    wanted = mx.fast.scaled_dot_product_attention(
+        q[None, :, None],
+        all_keys[None],
+        all_values[None],
+        scale=heads.scale,
+        sinks=None if weights.sinks is None else weights.sinks.astype(mx.float32),
+    )
+    return [
+        (got, wanted.reshape(1, -1)),
+        (keys[0, :, form.cached], k),
+        (values[0, :, form.cached], v),
+        (keys[0, :, : form.cached], old[0][0, :, : form.cached]),
+    ]
+
+
+def case_latent_attention(
+    dtype: mx.Dtype, form: latent_attention.Form, packing: Packing, *, tokens: int, cached: int, capacity: int
+) -> Pairs:
+    """All launches of latent attention, one after the other."""
+    compressed = draw(tokens, form.q_rank + form.width, dtype=dtype)
+    cache = draw(1, 1, capacity, form.width, dtype=dtype)
+    q_norm, kv_norm = draw(form.q_rank, dtype=dtype), draw(form.latent, dtype=dtype)
+    query = draw(tokens, form.heads * (form.nope_dim + form.rope_dim), dtype=dtype)
+    up, up_wide = stack(packing, (form.heads, form.nope_dim, form.latent), dtype)
+    wavelengths = 1e4 ** (mx.arange(form.rope_dim // 2) * 2 / form.rope_dim)
+    position = cached + 3
+    places = mx.array([position, cached, 0], dtype=mx.int32)
+    old = mx.array(cache)
+    mx.eval(compressed, cache, old, query, wavelengths)
+    normed = latent_attention.prepare(compressed, q_norm, kv_norm, cache, places, wavelengths, form)
+    mx.eval(normed)
+    wide = compressed.astype(mx.float32)
+    q, c, k = mx.split(wide, [form.q_rank, form.q_rank + form.latent], axis=-1)
+    wanted_q = mx.fast.rms_norm(q, q_norm.astype(mx.float32), form.eps)
+    wanted_c = mx.fast.rms_norm(c, kv_norm.astype(mx.float32), form.eps)
+    wanted_k = mx.concatenate(
+        [rotated(k[t : t + 1], position + t, wavelengths, interleaved=True) for t in range(tokens)]
+    )
+    rows = mx.concatenate([wanted_c, wanted_k], axis=-1)
+    pairs = [(normed, wanted_q), (cache[0, 0, cached : cached + tokens], rows)]
+    pairs += [(cache[0, 0, :cached], old[0, 0, :cached])]
+
+    projection = latent_attention.UpProjection(
+        packing=up.packing, weight=up.weight, scales=up.scales, offsets=up.offsets
+    )
+    absorbed = latent_attention.absorb(query, projection, places, wavelengths, form)
+    heads = query.astype(mx.float32).reshape(tokens, form.heads, -1)
+    plain, rotary = mx.split(heads, [form.nope_dim], axis=-1)
+    turned = mx.stack(
+        [rotated(rotary[t], position + t, wavelengths, interleaved=True) for t in range(tokens)]
+    )
+    latents = (plain[:, :, None] @ up_wide)[:, :, 0]
+    wanted = mx.concatenate([latents, turned * form.rope_scale], axis=-1)
+    pairs.append((absorbed, wanted.reshape(-1, form.width)))
+
+    got = latent_attention.attend(absorbed, cache, places, form)
+    wide_cache = cache[0, 0].astype(mx.float32)
+    queries = absorbed.reshape(tokens, form.heads, form.width)
+    mixed = []
+    for t in range(tokens):
+        visible = wide_cache[: cached + t + 1]
+        weights = mx.softmax(queries[t] @ visible.T * form.scale, axis=-1)
+        mixed.append(weights @ visible[:, : form.latent])
+    return [*pairs, (got, mx.concatenate(mixed))]
+
+
+ULP = {mx.float32: 2.0**-23, mx.bfloat16: 2.0**-7, mx.float16: 2.0**-10}
+
+
+def error(got: mx.array, wanted: mx.array) -> float:
+    """Return the largest difference relative to the largest wanted value, in units of the type's last place."""
+    wide, wanted = got.astype(mx.float32), wanted.astype(mx.float32)
+    if wide.size == 0:
+        return 0.0
+    scale = mx.maximum(mx.abs(wanted).max(), 1e-30)
+    unit = ULP.get(got.dtype, ULP[mx.float32])
+    return float((mx.abs(wide - wanted).max() / scale).item()) / unit
+
+
+Runner = Callable[[], Pairs]
+
+
+def latent_form(heads: int, q_rank: int, latent: int, nope: int, rope: int) -> latent_attention.Form:
+    """Return a form with DeepSeek's kind of scales."""
+    return latent_attention.Form(
+        heads=heads,
+        q_rank=q_rank,
+        latent=latent,
+        nope_dim=nope,
+        rope_dim=rope,
+        scale=(nope + rope) ** -0.5,
+        rope_scale=1.25,
+        eps=1e-6,
+    )
+
+
+def small_cases(dtype: mx.Dtype) -> dict[str, Runner]:
+    """Return cases at small and awkward shapes, by name."""
+    cases: dict[str, Runner] = {
+        "add_norm": lambda: case_add_norm(dtype, 1, 64, bias=False),
+        "add_norm bias, 3 tokens, 2880": lambda: case_add_norm(dtype, 3, 2880, bias=True),
+        "add_norm odd width": lambda: case_add_norm(dtype, 2, 100, bias=True),
+        "router_logits": lambda: case_router_logits(dtype, 2, 12, 96, bias=True),
+        "router_logits 33 experts, 768": lambda: case_router_logits(dtype, 1, 33, 768, bias=False),
+    }
+    for name, packing in PACKINGS.items():
+        one = ExpertShape(packing=packing, tokens=1, count=5, top_k=3, dim=64, hidden=64)
+        wide = ExpertShape(
+            packing=packing, tokens=1, count=3, top_k=2, dim=320, hidden=192, kind=experts.CLAMPED_SWIGLU, bias=True
+        )
+        ragged = ExpertShape(packing=packing, tokens=9, count=4, top_k=2, dim=128, hidden=64, bias=True)
+        crowded = ExpertShape(packing=packing, tokens=32, count=3, top_k=2, dim=64, hidden=64)
+        joined = ExpertShape(packing=packing, tokens=1, count=4, top_k=2, dim=128, hidden=64, shared=True)
+        cases |= {
+            f"experts {name}": lambda form=one: case_experts(dtype, form),
+            f"experts {name}, bias, clamped": lambda form=wide: case_experts(dtype, form),
+            f"experts {name}, 9 tokens": lambda form=ragged: case_experts(dtype, form),
+            f"experts {name}, 32 tokens": lambda form=crowded: case_experts(dtype, form),
+            f"experts {name}, shared": lambda form=joined: case_experts(dtype, form),
+            f"latent {name}": lambda packing=packing: case_latent_attention(
+                dtype, latent_form(4, 96, 64, 16, 16), packing, tokens=1, cached=37, capacity=64
+            ),
+        }
+    cases["latent 3 tokens"] = lambda: case_latent_attention(
+        dtype, latent_form(2, 64, 256, 32, 64), PACKINGS["plain"], tokens=3, cached=0, capacity=16
+    )
+    base = {"heads": 8, "kv_heads": 2, "cached": 45, "capacity": 64}
+    shapes = {
+        "attention": AttentionShape(head_dim=16, **base),
+        "attention norm": AttentionShape(head_dim=32, norm=True, **base),
+        "attention bias, sinks": AttentionShape(head_dim=64, bias=True, sinks=True, **base),
+        "attention window": AttentionShape(head_dim=16, window=True, first=38, sinks=True, bias=True, **base),
+        "attention first token": AttentionShape(heads=4, kv_heads=4, head_dim=16, cached=0, capacity=8),
+        "attention 128, odd cache": AttentionShape(
+            heads=6, kv_heads=2, head_dim=128, cached=33, capacity=40, norm=True
+        ),
+    }
+    return cases | {name: lambda form=form: case_grouped_attention(dtype, form) for name, form in shapes.items()}
+
+
+def route_cases() -> dict[str, Runner]:
+    """Return the choices of experts, which know no type but float32."""
+    return {
+        "route top-k, softmax": lambda: case_route(routing.TOP_K_SOFTMAX, 3, 32, 4),
+        "route softmax, top-k": lambda: case_route(routing.SOFTMAX_TOP_K, 3, 128, 8),
+        "route without rescaling": lambda: case_route(routing.SOFTMAX_TOP_K, 2, 33, 5, normalize=False),
+        "route groups": lambda: case_route(routing.GROUPED_SIGMOID, 3, 256, 8, 8),
+        "route small groups": lambda: case_route(routing.GROUPED_SIGMOID, 4, 24, 4, 4),
+        "route one group": lambda: case_route(routing.GROUPED_SIGMOID, 2, 16, 3, 1),
+    }
+
+
+def real_cases(dtype: mx.Dtype) -> dict[str, Runner]:
+    """Return cases at the shapes of published models, by name."""
+    cases: dict[str, Runner] = {
+        "add_norm gpt-oss": lambda: case_add_norm(dtype, 1, 2880, bias=True),
+        "add_norm deepseek": lambda: case_add_norm(dtype, 1, 7168, bias=False),
+        "router gpt-oss": lambda: case_router_logits(dtype, 1, 32, 2880, bias=True),
+        "router qwen3": lambda: case_router_logits(dtype, 1, 128, 2048, bias=False),
+        "router deepseek": lambda: case_router_logits(dtype, 1, 256, 7168, bias=False),
+        "latent deepseek 2048": lambda: case_latent_attention(
+            dtype, latent_form(128, 1536, 512, 128, 64), PACKINGS["affine4"], tokens=1, cached=2047, capacity=4096
+        ),
+        "latent deepseek 4 tokens": lambda: case_latent_attention(
+            dtype, latent_form(128, 1536, 512, 128, 64), PACKINGS["affine4"], tokens=4, cached=100, capacity=256
+        ),
+    }
+    forms = {
+        "gpt-oss": ExpertShape(
+            packing=PACKINGS["mxfp4"],
+            tokens=1,
+            count=32,
+            top_k=4,
+            dim=2880,
+            hidden=2880,
+            kind=experts.CLAMPED_SWIGLU,
+            bias=True,
+        ),
+        "qwen3": ExpertShape(packing=PACKINGS["affine4"], tokens=1, count=32, top_k=8, dim=2048, hidden=768),
+        "qwen3 16 tokens": ExpertShape(
+            packing=PACKINGS["affine4"], tokens=16, count=32, top_k=8, dim=2048, hidden=768
+        ),
+        "deepseek": ExpertShape(
+            packing=PACKINGS["affine4"], tokens=1, count=8, top_k=4, dim=7168, hidden=2048, shared=True
+        ),
+    }
+    shapes = {
+        "attention gpt-oss": AttentionShape(
+            heads=64, kv_heads=8, head_dim=64, cached=8000, capacity=8192, bias=True, sinks=True
+        ),
+        "attention gpt-oss window": AttentionShape(
+            heads=64,
+            kv_heads=8,
+            head_dim=64,
+            cached=1000,
+            capacity=1280,
+            first=873,
+            window=True,
+            bias=True,
+            sinks=True,
+        ),
+        "attention qwen3": AttentionShape(
+            heads=32, kv_heads=4, head_dim=128, cached=8000, capacity=8192, norm=True
+        ),
+    }
+    cases |= {f"experts {name}": lambda form=form: case_experts(dtype, form) for name, form in forms.items()}
+    return cases | {name: lambda form=form: case_grouped_attention(dtype, form) for name, form in shapes.items()}
