@@ -69,6 +69,8 @@ def join(matrices: Sequence[nn.Module]) -> Matrix | None:
         _take_views(matrices, arrays)
     biases = [matrix["bias"] for matrix in matrices if "bias" in matrix]
     bias = mx.concatenate(biases) if len(biases) == len(matrices) else None
+    if bias is not None:
+        mx.eval(bias)  # not once per token, in the compiled step
     _, bits, group_size, mode, _ = form
     return Matrix(arrays=arrays, bits=bits, group_size=group_size, mode=mode, bias=bias)
 
