@@ -11,6 +11,7 @@ training divide by the weight of the whole step.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -88,18 +89,18 @@ def _recomputed(model: Any, hidden: mx.array, targets: mx.array) -> mx.array:
     """Return the loss of each token from its state; an adapted output matrix is trained."""
     head: nn.Module = model.lm_head if "lm_head" in model else nn.Identity()
 
-    def run(parameters: dict[str, Any], hidden: mx.array) -> mx.array:
+    def run(wanted: mx.array, parameters: dict[str, Any], part: mx.array) -> mx.array:
         own = head.trainable_parameters()
         head.update(parameters)
-        losses = token_losses(model.logits(hidden[None])[0], targets)
+        losses = token_losses(model.logits(part[None])[0], wanted)
         head.update(own)
         return losses
 
-    pieces = [
-        mx.checkpoint(run)(head.trainable_parameters(), hidden)
-        for hidden, targets in _chunks(hidden, targets)
+    parts = [
+        mx.checkpoint(partial(run, wanted))(head.trainable_parameters(), part)
+        for part, wanted in _chunks(hidden, targets)
     ]
-    return mx.concatenate(pieces)
+    return mx.concatenate(parts)
 
 
 def _at_once(model: Any, hidden: mx.array, targets: mx.array) -> mx.array:
