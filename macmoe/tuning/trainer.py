@@ -264,9 +264,7 @@ class Trainer:
     def _over_machines(self, array: mx.array) -> mx.array:
         return mx.distributed.all_sum(array, group=self.group) if self.group.size() > 1 else array
 
-    def _gradients(
-        self, batches: Sequence[Batch], weight: mx.array
-    ) -> tuple[dict[str, mx.array], LossSums]:
+    def _gradients(self, batches: Sequence[Batch], weight: mx.array) -> tuple[dict[str, mx.array], LossSums]:
         """Return the gradient of the mean loss over all batches, and the sums of the losses."""
         gradients: dict[str, mx.array] = {}
         total = LossSums(loss=mx.zeros((3,)), weight=mx.zeros((3,)))

@@ -43,9 +43,7 @@ class Unpacked(nn.Module):
             self.bias = base["bias"]
         self.freeze()
 
-    def __call__(
-        self, x: mx.array, experts: mx.array | None = None, *, in_order: bool = False
-    ) -> mx.array:
+    def __call__(self, x: mx.array, experts: mx.array | None = None, *, in_order: bool = False) -> mx.array:
         """Multiply x by the matrix, or [..., 1, in] by the matrices of `experts`, which ascend."""
         if experts is None:
             y = self._product(x, lambda x, matrix: x @ matrix)
@@ -72,9 +70,7 @@ class Unpacked(nn.Module):
         how: Any = packing_of(self.base)
         parts = [self.base[name] for name in ("weight", "scales", "biases") if name in self.base]
         parts = mx.depends([part[..., piece, :] for part in parts], [after])
-        return mx.dequantize(
-            *parts, group_size=how.group_size, bits=how.bits, mode=how.mode, dtype=dtype
-        )
+        return mx.dequantize(*parts, group_size=how.group_size, bits=how.bits, mode=how.mode, dtype=dtype)
 
     def _product(self, x: mx.array, multiply: Product) -> mx.array:
         pieces = self._pieces(x.dtype)

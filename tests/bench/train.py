@@ -145,9 +145,7 @@ def run_peer(model: nn.Module, setting: Setting, report: Callable[[float], None]
     keys = [*ATTENTION, *(parts if setting.experts else [])]
     layers: Any = model.layers
     model.freeze()
-    linear_to_lora_layers(
-        model, len(layers), {"rank": RANK, "scale": SCALE, "dropout": 0.0, "keys": keys}
-    )
+    linear_to_lora_layers(model, len(layers), {"rank": RANK, "scale": SCALE, "dropout": 0.0, "keys": keys})
     call = type(layers[0]).__call__  # which checkpointing replaces
     data = [(tokens, 0) for tokens in setting.tokens]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
