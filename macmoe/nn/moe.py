@@ -1,6 +1,7 @@
 """Mixture of experts: the chosen experts' MLPs, weighted and summed."""
 
 from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -16,8 +17,7 @@ PAIRS_PER_EXPERT = 4
 Activation = Callable[[mx.array, mx.array], mx.array]
 
 
-@mx.custom_function
-def dispatch(x: mx.array, order: mx.array, places: mx.array) -> mx.array:
+def _dispatch(x: mx.array, order: mx.array, _: mx.array) -> mx.array:
     """Copy each token to the rows of its experts: [tokens, dim] -> [tokens * top_k, 1, dim].
 
     The axis goes in before the rows are taken, here and in the gradient of `combine`: behind an inserted axis
@@ -26,9 +26,22 @@ def dispatch(x: mx.array, order: mx.array, places: mx.array) -> mx.array:
     Args:
         x: Tokens.
         order: The (token, expert) pair of each row, sorted by expert [tokens * top_k].
-        places: The row of each pair: the inverse of `order`.
+        _: The row of each pair, for the gradient: the inverse of `order`.
     """
     return x[:, None][order // (len(order) // len(x))]
+
+
+def _combine(rows: mx.array, weights: mx.array, _: mx.array, places: mx.array) -> mx.array:
+    """Return the weighted sum over each token's rows, in float32.
+
+    [tokens * top_k, 1, dim] -> [tokens, dim]; the last two arguments are order and places, as above.
+    """
+    y = rows[places].reshape(*weights.shape, -1)
+    return (y * weights[..., None]).sum(axis=-2).astype(rows.dtype)
+
+
+dispatch: Any = mx.custom_function(_dispatch)
+combine: Any = mx.custom_function(_combine)
 
 
 @dispatch.vjp
@@ -38,13 +51,6 @@ def _dispatch_vjp(
     """Collect a token's gradients by its places: a sum in order, where MLX would add them up at random."""
     x, order, places = primals
     return rows[places].reshape(len(x), -1, x.shape[-1]).sum(axis=1), order, places
-
-
-@mx.custom_function
-def combine(rows: mx.array, weights: mx.array, order: mx.array, places: mx.array) -> mx.array:
-    """Return the weighted sum over each token's rows, in float32: [tokens * top_k, 1, dim] -> [tokens, dim]."""
-    y = rows[places].reshape(*weights.shape, -1)
-    return (y * weights[..., None]).sum(axis=-2).astype(rows.dtype)
 
 
 @combine.vjp

@@ -106,8 +106,7 @@ def _recomputed(model: Any, hidden: mx.array, targets: mx.array) -> mx.array:
 def _at_once(model: Any, hidden: mx.array, targets: mx.array) -> mx.array:
     """Return the loss of each token; its gradient is computed with it, while the logits are there."""
 
-    @mx.custom_function
-    def losses(hidden: mx.array) -> tuple[mx.array, mx.array]:
+    def run(hidden: mx.array) -> tuple[mx.array, mx.array]:
         found: list[tuple[mx.array, mx.array]] = []
         for part, wanted in _chunks(hidden, targets):
             # One chunk after the other, so that the logits of one are there at a time.
@@ -120,6 +119,8 @@ def _at_once(model: Any, hidden: mx.array, targets: mx.array) -> mx.array:
             found.append((loss, gradient))
         loss, gradient = (mx.concatenate(list(parts)) for parts in zip(*found, strict=True))
         return loss, gradient
+
+    losses: Any = mx.custom_function(run)
 
     @losses.vjp
     def _scaled(_: mx.array, cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]) -> mx.array:

@@ -75,7 +75,6 @@ class Unpacked(nn.Module):
     def _product(self, x: mx.array, multiply: Product) -> mx.array:
         pieces = self._pieces(x.dtype)
 
-        @mx.custom_function
         def forward(x: mx.array) -> mx.array:
             found: list[mx.array] = []
             for piece in pieces:
@@ -83,17 +82,20 @@ class Unpacked(nn.Module):
                 found.append(multiply(x, matrix.swapaxes(-1, -2)))
             return mx.concatenate(found, axis=-1) if len(found) > 1 else found[0]
 
-        @forward.vjp
-        def backward(_: mx.array, outward: mx.array, __: mx.array) -> mx.array:
-            total = None
+        product: Any = mx.custom_function(forward)
+
+        @product.vjp
+        def _backward(_: mx.array, outward: mx.array, __: mx.array) -> mx.array:
+            total: mx.array | None = None
             for piece in pieces:
                 part = mx.contiguous(outward[..., piece])
                 matrix = self._unpacked(piece, outward.dtype, part if total is None else total)
                 inward = multiply(part, matrix)
                 total = inward if total is None else total + inward
+            assert total is not None
             return total
 
-        return forward(x)
+        return product(x)
 
 
 def _is_packed(module: nn.Module) -> bool:

@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import gc
 import io
+import itertools
 import json
 import statistics
 import tempfile
@@ -91,7 +92,8 @@ class Setting:
     def tokens(self) -> list[list[int]]:
         """The samples of the only batch."""
         shape = (self.rows, self.length + 1)
-        return mx.random.randint(0, self.config["vocab_size"], shape, key=mx.random.key(0)).tolist()
+        drawn: Any = mx.random.randint(0, self.config["vocab_size"], shape, key=mx.random.key(0))
+        return drawn.tolist()
 
 
 def run_ours(model: Any, setting: Setting, report: Callable[[float], None], *, again: bool) -> None:
@@ -184,13 +186,14 @@ def measure(run: Callable[[Callable[[float], None]], None], weights: int, runs: 
         return
     runs.above = max(runs.above, mx.get_peak_memory() - before)
     runs.peak = runs.above + weights
-    runs.seconds += [later - earlier for earlier, later in zip(moments, moments[1:], strict=False)]
+    runs.seconds += [later - earlier for earlier, later in itertools.pairwise(moments)]
 
 
 def compare(setting: Setting, models: tuple[nn.Module, Any], rounds: int, until: float) -> dict[str, Any]:
     """Let the trainers take turns."""
     peer, ours = models
-    weights = sum(array.nbytes for _, array in tree_flatten(ours.parameters()))
+    arrays: Any = tree_flatten(ours.parameters())
+    weights = sum(array.nbytes for _, array in arrays)
     trainers: dict[str, Callable[[Callable[[float], None]], None]] = {
         "macmoe": lambda report: run_ours(ours, setting, report, again=True),
         "mlx-lm": lambda report: run_peer(peer, setting, report, again=False),

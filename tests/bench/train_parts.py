@@ -1,4 +1,4 @@
-"""Time the parts of a training step, each in the ways that MLX offers, at the shapes of GPT-OSS-20b and Qwen3.
+"""Time the parts of a training step, each in the ways that MLX offers, at shapes of GPT-OSS-20b and Qwen3.
 
     python tests/bench/train_parts.py [--tokens 4096] [--repeats 5] [--json FILE]
 
@@ -45,7 +45,7 @@ def draw(*shape: int) -> mx.array:
 def experts_parts(name: str, tokens: int) -> dict[str, Part]:
     """Return the ways to multiply sorted rows by packed experts, and an adapter of them."""
     experts, top_k, inputs, outputs, how = EXPERTS[name]
-    holder = nn.Module()
+    holder: Any = nn.Module()
     holder.stack = ExpertLinear(experts, inputs, outputs)
     parts = mx.quantize(draw(experts, outputs, inputs), how.group_size, how.bits, mode=how.mode)
     pack_modules(holder, {"stack": how})
@@ -141,10 +141,9 @@ def clock(part: Part, repeats: int) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     for name, run in (("forward ms", lambda: function(*arguments)), ("with gradient ms", both)):
-        times = []
+        times, before = [], mx.get_active_memory()
         for _ in range(repeats + 1):
             mx.reset_peak_memory()
-            before = mx.get_active_memory()
             began = time.perf_counter()
             mx.eval(run())
             times.append(1e3 * (time.perf_counter() - began))
