@@ -1,6 +1,7 @@
 """Mixture of experts: the chosen experts' MLPs, weighted and summed."""
 
 from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -14,6 +15,54 @@ from macmoe.nn.quantized import ExpertLinear
 PAIRS_PER_EXPERT = 4
 
 Activation = Callable[[mx.array, mx.array], mx.array]
+
+
+def _dispatch(x: mx.array, order: mx.array, _: mx.array) -> mx.array:
+    """Copy each token to the rows of its experts: [tokens, dim] -> [tokens * top_k, 1, dim].
+
+    The axis goes in before the rows are taken, here and in the gradient of `combine`: behind an inserted axis
+    MLX's sorted kernels (Metal and CUDA, mlx issue 4253) read the wrong rows, silently.
+
+    Args:
+        x: Tokens.
+        order: The (token, expert) pair of each row, sorted by expert [tokens * top_k].
+        _: The row of each pair, for the gradient: the inverse of `order`.
+    """
+    return x[:, None][order // (len(order) // len(x))]
+
+
+def _combine(rows: mx.array, weights: mx.array, _: mx.array, places: mx.array) -> mx.array:
+    """Return the weighted sum over each token's rows, in float32.
+
+    [tokens * top_k, 1, dim] -> [tokens, dim]; the last two arguments are order and places, as above.
+    """
+    y = rows[places].reshape(*weights.shape, -1)
+    return (y * weights[..., None]).sum(axis=-2).astype(rows.dtype)
+
+
+dispatch: Any = mx.custom_function(_dispatch)
+combine: Any = mx.custom_function(_combine)
+
+
+@dispatch.vjp
+def _dispatch_vjp(
+    primals: tuple[mx.array, ...], rows: mx.array, _: mx.array
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Collect a token's gradients by its places: a sum in order, where MLX would add them up at random."""
+    x, order, places = primals
+    return rows[places].reshape(len(x), -1, x.shape[-1]).sum(axis=1), order, places
+
+
+@combine.vjp
+def _combine_vjp(
+    primals: tuple[mx.array, ...], tokens: mx.array, _: mx.array
+) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+    """Hand each row its token's gradient, weighted; a weight gets its row's product with that gradient."""
+    rows, weights, order, places = primals
+    each = tokens[:, None][order // weights.shape[-1]].astype(mx.float32)
+    of_rows = (each * weights.flatten()[order][:, None, None]).astype(rows.dtype)
+    of_weights = (each * rows).sum(axis=-1)[places].reshape(weights.shape)
+    return of_rows, of_weights, order, places
 
 
 class Experts(nn.Module):
@@ -41,17 +90,17 @@ class Experts(nn.Module):
         gate, up = mx.split(self.gate_up_proj(x, experts, in_order=in_order), 2, axis=-1)
         return self.down_proj(self.activation(gate, up), experts, in_order=in_order)
 
-    def _unsorted(self, x: mx.array, experts: mx.array) -> mx.array:
-        return self._mlp(x[:, None, None], experts, in_order=False).squeeze(-2)
+    def _unsorted(self, x: mx.array, experts: mx.array, weights: mx.array) -> mx.array:
+        y = self._mlp(x[:, None, None], experts, in_order=False).squeeze(-2)  # [tokens, top_k, dim]
+        return (y * weights[..., None]).sum(axis=-2).astype(x.dtype)
 
-    def _sorted(self, x: mx.array, experts: mx.array) -> mx.array:
+    def _sorted(self, x: mx.array, experts: mx.array, weights: mx.array) -> mx.array:
         flat = experts.flatten()  # [tokens * top_k]
         order = mx.argsort(flat)
-        # The axis goes in before the rows are taken: behind an inserted axis MLX's sorted kernels (Metal and
-        # CUDA, mlx issue 4253) read the wrong rows, silently.
-        rows = x[:, None][order // experts.shape[-1]]  # [tokens * top_k, 1, dim]
-        y = self._mlp(rows, flat[order], in_order=True).squeeze(-2)
-        return y[mx.argsort(order)].reshape(*experts.shape, -1)
+        places = mx.argsort(order)
+        rows = dispatch(x, order, places)  # [tokens * top_k, 1, dim]
+        y = self._mlp(rows, flat[order], in_order=True)
+        return combine(y, weights, order, places)
 
     def __call__(
         self,
@@ -61,5 +110,4 @@ class Experts(nn.Module):
     ) -> Float[mx.array, "tokens dim"]:
         """Return the weighted sum of the chosen experts' outputs, summed in float32."""
         outputs = self._sorted if experts.size >= self.sort_from else self._unsorted
-        y = outputs(x, experts)  # [tokens, top_k, dim]
-        return (y * weights[..., None]).sum(axis=-2).astype(x.dtype)
+        return outputs(x, experts, weights)

@@ -27,6 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
+import mlx.core as mx
+
 from macmoe.adapters.attach import ROUTERS
 from macmoe.adapters.lora import LoraSpec
 from macmoe.config import nearest
@@ -103,6 +105,7 @@ class TrainOptions:
         weight_decay: Of the optimizer.
         clip: Largest norm of an update's gradient; 0: no limit.
         recompute: Compute layers again for the gradient instead of keeping activations.
+        compile: Let MLX fuse the step's small operations; None: on a GPU.
         evaluate_every: Updates between two evaluations; 0: only at the end.
         save_every: Updates between two savings.
         patience: Stop after this many evaluations without a better one; 0: never.
@@ -122,10 +125,16 @@ class TrainOptions:
     weight_decay: float = 0.0
     clip: float = 1.0
     recompute: bool = True
+    compile: bool | None = None
     evaluate_every: int = 100
     save_every: int = 50
     patience: int = 0
     seed: int = 0
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the step is compiled on this machine; on a CPU that takes longer than it saves."""
+        return mx.default_device() == mx.Device(mx.gpu) if self.compile is None else self.compile
 
     def __post_init__(self) -> None:
         for name in ("epochs", "rows", "accumulate", "save_every"):

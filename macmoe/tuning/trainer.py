@@ -26,7 +26,7 @@ from macmoe.errors import DatasetError, UsageError
 from macmoe.tuning.batch import Batch, Sample
 from macmoe.tuning.checkpointing import checkpoint_layers, keep_activations
 from macmoe.tuning.config import TrainOptions
-from macmoe.tuning.loss import LossSums, loss_sums
+from macmoe.tuning.loss import Inputs, LossSums, inputs_of, loss_sums
 from macmoe.tuning.metrics import Metrics
 from macmoe.tuning.optimizer import (
     OPTIMIZERS,
@@ -37,6 +37,7 @@ from macmoe.tuning.optimizer import (
 from macmoe.tuning.packing import Plan, Schedule
 from macmoe.tuning.routing import describe_routing, routing_report
 from macmoe.tuning.run_state import STATE, Progress, RunState
+from macmoe.tuning.unpacking import keep_packed, unpack_products, unpacking_pays
 
 BEST = "best"
 ROUTING_BATCHES = 16
@@ -187,14 +188,26 @@ class Trainer:
         """
         if self.progress.step == 0 and (self.out / STATE).exists():
             raise UsageError(f"{self.out}: holds a run already; resume it, or choose another folder")
-        if self.options.recompute:
-            checkpoint_layers(self.model.model)
+        self._prepare()
         try:
             self._loop()
         finally:
+            keep_packed(self.model)
             keep_activations(self.model.model)
             put(self.adapters, self.factors)
         return self.progress
+
+    def _prepare(self) -> None:
+        """Make the model and the step as fast and small as the machine allows."""
+        if unpacking_pays():
+            unpack_products(self.model)
+        if self.options.recompute:
+            checkpoint_layers(self.model.model)
+        self._loss_and_gradient, self._updated = self._loss_and_gradient_of, self._updated_by
+        if self.options.compiled:
+            state = [self.optimizer.state]
+            self._loss_and_gradient = mx.compile(self._loss_and_gradient_of)
+            self._updated = mx.compile(self._updated_by, inputs=state, outputs=state)
 
     def _loop(self) -> None:
         options = self.options
@@ -215,65 +228,79 @@ class Trainer:
 
     def _step(self, batches: Sequence[tuple[int, Plan]]) -> Update:
         """Compute and apply one update."""
-        options, step = self.options, self.progress.step
         mine = [plan for _, plan in batches[self.group.rank() :: self.group.size()]]
         laid_out = [self.train_data.batch(plan) for plan in mine]
-        weight = float(self._over_machines(sum((batch.weights.sum() for batch in laid_out), mx.array(0.0))))
+        weight = self._over_machines(sum((batch.weights.sum() for batch in laid_out), mx.array(0.0)))
         gradients, sums = self._gradients(laid_out, weight)
         gradients = {name: self._over_machines(gradient) for name, gradient in gradients.items()}
         sums = LossSums(loss=self._over_machines(sums.loss), weight=self._over_machines(sums.weight))
-        norm = math.sqrt(
-            float(sum((gradient.square().sum() for gradient in gradients.values()), mx.array(0.0)))
-        )
-        if not (math.isfinite(norm) and math.isfinite(sums.mean)):
-            names = "; ".join(self.train_data.names(plan) for plan in mine)
-            raise DatasetError(
-                f"step {step + 1}: the loss is {sums.mean} and its gradient has norm {norm}; the samples "
-                f"were {names}; a lower learning rate may help"
-            )
-        if options.clip and norm > options.clip:
-            gradients = {name: gradient * (options.clip / norm) for name, gradient in gradients.items()}
-        rate = learning_rate(options, step, self.steps)
-        self._apply(gradients, rate)
+        rate = learning_rate(self.options, self.progress.step, self.steps)
+        self.optimizer.learning_rate = rate
+        factors, norm = self._updated(self.factors, gradients)
+        mx.eval(factors, self.optimizer.state, norm, sums.loss, sums.weight)
+        self._check(float(norm), sums, mine)
+        self.factors = factors
+        put(self.adapters, self.factors)
         return Update(
-            step=step + 1,
+            step=self.progress.step + 1,
             steps=self.steps,
             epoch=batches[-1][0],
             sums=sums,
             learning_rate=rate,
-            gradient_norm=norm,
+            gradient_norm=float(norm),
             tokens=sum(
                 len(self.train_data.samples[i].tokens) for _, p in batches for row in p.rows for i in row
             ),
         )
 
+    def _check(self, norm: float, sums: LossSums, plans: Sequence[Plan]) -> None:
+        if not (math.isfinite(norm) and math.isfinite(sums.mean)):
+            names = "; ".join(self.train_data.names(plan) for plan in plans)
+            raise DatasetError(
+                f"step {self.progress.step + 1}: the loss is {sums.mean} and its gradient has norm {norm}; "
+                f"the samples were {names}; a lower learning rate may help"
+            )
+
     def _over_machines(self, array: mx.array) -> mx.array:
         return mx.distributed.all_sum(array, group=self.group) if self.group.size() > 1 else array
 
-    def _gradients(self, batches: Sequence[Batch], weight: float) -> tuple[dict[str, mx.array], LossSums]:
+    def _gradients(self, batches: Sequence[Batch], weight: mx.array) -> tuple[dict[str, mx.array], LossSums]:
         """Return the gradient of the mean loss over all batches, and the sums of the losses."""
-
-        def loss(factors: dict[str, mx.array], batch: Batch) -> tuple[mx.array, mx.array, mx.array]:
-            put(self.adapters, factors)
-            sums = loss_sums(self.model, batch)
-            return sums.loss.sum() / weight, sums.loss, sums.weight
-
-        gradients = {name: mx.zeros_like(array) for name, array in self.factors.items()}
+        gradients: dict[str, mx.array] = {}
         total = LossSums(loss=mx.zeros((3,)), weight=mx.zeros((3,)))
         for batch in batches:
-            (_, *sums), found = mx.value_and_grad(loss)(self.factors, batch)
-            gradients = {name: gradient + found[name] for name, gradient in gradients.items()}
+            (_, *sums), found = self._loss_and_gradient(self.factors, inputs_of(batch), weight)
+            gradients = {
+                name: gradients[name] + array if gradients else array for name, array in found.items()
+            }
             total = total + LossSums(loss=sums[0], weight=sums[1])
-            mx.eval(gradients, total.loss, total.weight)
+            if len(batches) > 1:
+                mx.eval(gradients, total.loss, total.weight)
         put(self.adapters, self.factors)
         return gradients, total
 
-    def _apply(self, gradients: Mapping[str, mx.array], rate: float) -> None:
-        self.optimizer.learning_rate = rate
-        updated = self.optimizer.apply_gradients(_slashed(gradients), _slashed(self.factors))
-        self.factors = {name: updated[name.replace(".", "/")] for name in self.factors}
-        mx.eval(self.factors, self.optimizer.state)
-        put(self.adapters, self.factors)
+    def _loss_and_gradient_of(
+        self, factors: dict[str, mx.array], inputs: Inputs, weight: mx.array
+    ) -> tuple[tuple[mx.array, ...], dict[str, mx.array]]:
+        """Return the batch's share of the mean loss and its sums, and the gradient of the share."""
+
+        def loss(factors: dict[str, mx.array]) -> tuple[mx.array, mx.array, mx.array]:
+            put(self.adapters, factors)
+            sums = loss_sums(self.model, inputs, learn=True)
+            return sums.loss.sum() / weight, sums.loss, sums.weight
+
+        return mx.value_and_grad(loss)(factors)
+
+    def _updated_by(
+        self, factors: dict[str, mx.array], gradients: dict[str, mx.array]
+    ) -> tuple[dict[str, mx.array], mx.array]:
+        """Return the factors after an update, and the norm of the gradient before it is clipped."""
+        norm = mx.sqrt(sum((gradient.square().sum() for gradient in gradients.values()), mx.array(0.0)))
+        if self.options.clip:
+            shrink = mx.minimum(self.options.clip / mx.maximum(norm, 1e-30), 1.0)
+            gradients = {name: gradient * shrink for name, gradient in gradients.items()}
+        updated = self.optimizer.apply_gradients(_slashed(gradients), _slashed(factors))
+        return {name: updated[name.replace(".", "/")] for name in factors}, norm
 
     def evaluate(self, data: TrainData) -> LossSums:
         """Return the summed losses of all samples, without changing anything."""
