@@ -17,6 +17,11 @@ PAIRS_PER_EXPERT = 4
 Activation = Callable[[mx.array, mx.array], mx.array]
 
 
+def routed_bytes(top_k: int, dim: int, hidden_dim: int) -> int:
+    """Return the bytes that the rows of one token take in 16 bits, and their float32 sum."""
+    return top_k * (2 * (2 * dim + 3 * hidden_dim) + 4 * dim)
+
+
 def _dispatch(x: mx.array, order: mx.array, _: mx.array) -> mx.array:
     """Copy each token to the rows of its experts: [tokens, dim] -> [tokens * top_k, 1, dim].
 
