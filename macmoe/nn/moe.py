@@ -1,12 +1,15 @@
 """Mixture of experts: the chosen experts' MLPs, weighted and summed."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from jaxtyping import Float, Integer
 
+from macmoe.kernels import experts as kernels
+from macmoe.nn.mlp import clamped_swiglu, swiglu
 from macmoe.nn.quantized import ExpertLinear
 
 # (token, expert) pairs per expert from which on sorting the pairs by expert pays: each expert's matrix is
@@ -70,6 +73,15 @@ def _combine_vjp(
     return of_rows, of_weights, order, places
 
 
+def kernel_activation(activation: Activation) -> tuple[int, float] | None:
+    """Return the kind and limit under which the kernels know an activation, None if they do not."""
+    if activation is swiglu:
+        return kernels.SWIGLU, 0.0
+    if isinstance(activation, partial) and activation.func is clamped_swiglu:
+        return kernels.CLAMPED_SWIGLU, activation.keywords["limit"]
+    return None
+
+
 class Experts(nn.Module):
     """Routed experts, stacked, gate and up fused in one matrix (gate rows first).
 
@@ -89,11 +101,45 @@ class Experts(nn.Module):
         self.down_proj = ExpertLinear(experts, hidden_dim, dim, bias=bias)
         self.activation = activation
         self.sort_from = PAIRS_PER_EXPERT * experts
+        self.use_kernels = False  # set once they are known to be right and fast here (macmoe.decoding.choice)
 
     def _mlp(self, x: mx.array, experts: mx.array, *, in_order: bool) -> mx.array:
         """Apply to x [..., 1, dim] the experts [...]."""
         gate, up = mx.split(self.gate_up_proj(x, experts, in_order=in_order), 2, axis=-1)
         return self.down_proj(self.activation(gate, up), experts, in_order=in_order)
+
+    def stacks(self, dtype: mx.Dtype) -> tuple[kernels.Stack, kernels.Stack] | None:
+        """Return both stacks for the kernels, None if those cannot work on them (adapters, other packings)."""
+        modules = (self.gate_up_proj, self.down_proj)
+        if any(type(module) is not ExpertLinear for module in modules) or not kernel_activation(self.activation):
+            return None
+        gate_up, down = (module.stack(dtype) for module in modules)
+        fits = gate_up is not None and down is not None and kernels.usable(gate_up, down)
+        return (gate_up, down) if fits else None
+
+    def few(
+        self,
+        x: mx.array,
+        experts: mx.array,
+        weights: mx.array,
+        stacks: tuple[kernels.Stack, kernels.Stack],
+    ) -> mx.array:
+        """Apply the experts to a few tokens with kernels that read each expert once; the gradient is the modules'."""
+        kind, limit = kernel_activation(self.activation) or (kernels.NONE, 0.0)
+
+        def forward(x: mx.array, weights: mx.array) -> mx.array:
+            chosen = experts.astype(mx.uint32)
+            hidden = kernels.expert_rows(stacks[0], x, chosen, activation=kind, limit=limit)
+            y = kernels.expert_rows(stacks[1], hidden, chosen)  # [tokens, top_k, dim]
+            return (y * weights[..., None]).sum(axis=-2).astype(x.dtype)
+
+        product: Any = mx.custom_function(forward)
+
+        @product.vjp
+        def _backward(primals: tuple[mx.array, mx.array], outward: mx.array, _: mx.array) -> list[mx.array]:
+            return mx.vjp(lambda x, weights: self._unsorted(x, experts, weights), list(primals), [outward])[1]
+
+        return product(x, weights)
 
     def _unsorted(self, x: mx.array, experts: mx.array, weights: mx.array) -> mx.array:
         y = self._mlp(x[:, None, None], experts, in_order=False).squeeze(-2)  # [tokens, top_k, dim]
@@ -114,5 +160,9 @@ class Experts(nn.Module):
         weights: Float[mx.array, "tokens top_k"],
     ) -> Float[mx.array, "tokens dim"]:
         """Return the weighted sum of the chosen experts' outputs, summed in float32."""
+        if self.use_kernels and experts.size <= kernels.MAX_PAIRS:
+            stacks = self.stacks(x.dtype)
+            if stacks is not None:
+                return self.few(x, experts, weights, stacks)
         outputs = self._sorted if experts.size >= self.sort_from else self._unsorted
         return outputs(x, experts, weights)

@@ -14,6 +14,8 @@ from mlx.utils import tree_unflatten
 
 from macmoe.config import Quantization
 from macmoe.errors import ConfigError
+from macmoe.kernels.experts import Stack
+from macmoe.kernels.packed import Packing, packing_of
 from macmoe.nn.unpacking import packed_is_slow, product_in_pieces
 
 PARTS = ("weight", "scales", "biases", "global_scale")  # of a packed matrix, under MLX's names
@@ -83,6 +85,14 @@ class StackedLinear(nn.Module):
             self[name] = array
         self.quantization = how
         self.freeze(keys=list(PARTS), strict=False)
+
+    def stack(self, dtype: mx.Dtype) -> Stack | None:
+        """Return the matrices for the kernels; None if those cannot read them beside activations of this type."""
+        how = self.quantization
+        packing = Packing() if how is None else packing_of(how.mode, how.bits, how.group_size)
+        if packing is None or (how is not None and how.global_scale):
+            return None
+        return Stack.fitting(packing, {part: self[part] for part in (*PARTS, "bias") if part in self}, dtype)
 
 
 class ExpertLinear(StackedLinear):
