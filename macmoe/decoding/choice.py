@@ -65,12 +65,12 @@ def decode_step(model: Model, cache: ModelCache) -> DecodeStep | None:
     """
     if not source.enabled() or cache.left_padding is not None:
         return None
-    if model.translation is None or model.translation[0] != _identity(model):
+    if model.translation is None or model.translation[0] != identity(model):
         step = DecodeStep.of(model)
         use = step is not None and remembered_verdict(model, step).use
         for experts in mixtures(model):
             experts.use_kernels = use
-        model.translation = (_identity(model), step if use else None)
+        model.translation = (identity(model), step if use else None)
     return model.translation[1]
 
 
@@ -79,7 +79,7 @@ def mixtures(model: Model) -> list[Experts]:
     return [module for _, module in model.named_modules() if isinstance(module, Experts)]
 
 
-def _identity(model: Model) -> tuple[int, ...]:
+def identity(model: Model) -> tuple[int, ...]:
     """Return what changes when adapters or weights are exchanged."""
     return tuple(id(array) for _, array in tree_flatten(model.parameters()))
 
