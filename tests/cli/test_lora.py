@@ -9,6 +9,7 @@ import mlx.core as mx
 import pytest
 
 from macmoe.adapters.files import read_arrays
+from macmoe.tuning.metrics import METRICS
 
 SHORT = ("--max-length", "128", "--steps", "2", "--warmup", "0", "--learning-rate", "0.02")
 
@@ -112,3 +113,25 @@ def test_help_of_train_shows_an_example_that_works(macmoe, data: str, tmp_path: 
     given = {"chats.jsonl": data, "adapters/chats": str(tmp_path / "adapter")}
     result = macmoe(*(given.get(word, word) for word in example), "--max-length", "64", "--steps", "1")
     assert result.exit_code == 0, result.stderr
+
+
+def test_samples_are_answered_in_both_modes_at_every_evaluation(macmoe, tmp_path: Path):
+    rows = [{"prompt": f"What is {i} + 1?", "completion": f"{i + 1}"} for i in range(6)]
+    data = tmp_path / "sums.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "run"
+    result = macmoe(
+        *("lora", "train", "--model", "tiny:qwen3", "--data", str(data), "--out", str(out)),
+        *("--max-length", "64", "--steps", "2", "--evaluate-every", "1", "--learning-rate", "1e-9"),
+        *("--sample-prompts", "What is 17 + 25?", "--sample-prompts", "What is 3 + 4?"),
+    )
+    assert result.exit_code == 0, result.stderr
+    lines = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
+    samples = [line for line in lines if "samples" in line]
+    assert [line["step"] for line in samples] == [1, 2]
+    on, off = samples[0]["samples"][0], samples[0]["samples"][2]
+    assert (on["thinking"], on["answer"].strip(), on["complete"]) == ("on", "The answer is 42.", True)
+    assert on["reasoning"].strip()
+    assert (off["thinking"], off["answer"].strip()) == ("off", "The answer is 42.")
+    assert not off["reasoning"].strip()
+    assert "What is 17 + 25? (thinking off): The answer is 42." in result.stderr
