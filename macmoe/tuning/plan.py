@@ -2,7 +2,7 @@
 
 The estimate is made of the weights as they are stored, four numbers per trained parameter and optimizer slot,
 the layer inputs that are kept, the inside of the layers that are computed again one at a time (of all, if
-they are not), the piece of a matrix that is unpacked where that is the faster way, and the logits of one chunk.
+they are not), the pieces of matrices that are unpacked where that is faster, and the logits of one chunk.
 """
 
 from __future__ import annotations
