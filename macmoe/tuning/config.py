@@ -109,6 +109,11 @@ class TrainOptions:
         evaluate_every: Updates between two evaluations; 0: only at the end.
         save_every: Updates between two savings.
         patience: Stop after this many evaluations without a better one; 0: never.
+        balance: Weight of the loss that keeps experts in use while routers are adapted
+            (`macmoe.tuning.balance`); 0: none.
+        sample_prompts: Questions that the model answers at every evaluation, in each of its modes.
+        sample_tokens: The most tokens of such an answer.
+        trackers: Where else metrics go: names of `macmoe.tuning.trackers.TRACKERS`.
         seed: Decides the first factors and the order of samples.
     """
 
@@ -129,6 +134,10 @@ class TrainOptions:
     evaluate_every: int = 100
     save_every: int = 50
     patience: int = 0
+    balance: float = 0.0
+    sample_prompts: tuple[str, ...] = ()
+    sample_tokens: int = 256
+    trackers: tuple[str, ...] = ()
     seed: int = 0
 
     @property
@@ -137,10 +146,10 @@ class TrainOptions:
         return mx.default_device() == mx.Device(mx.gpu) if self.compile is None else self.compile
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "rows", "accumulate", "save_every"):
+        for name in ("epochs", "rows", "accumulate", "save_every", "sample_tokens"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it has to be 1 or more")
-        for name in ("warmup", "weight_decay", "clip", "evaluate_every", "patience"):
+        for name in ("warmup", "weight_decay", "clip", "evaluate_every", "patience", "balance"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; it cannot be negative")
         if self.steps is not None and self.steps < 1:
@@ -158,6 +167,13 @@ class RunOptions:
     out: Path = Path("adapter")
     lora: LoraOptions = LoraOptions()
     train: TrainOptions = TrainOptions()
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself."""
+        if self.train.balance and not self.lora.trains_router:
+            raise UsageError(
+                "balance is the weight of a loss on routers, which stay frozen; add router to the targets"
+            )
 
 
 def read_run(file: Path | None, given: Mapping[str, Any]) -> RunOptions:

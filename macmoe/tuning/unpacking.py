@@ -1,8 +1,8 @@
 """Products of many rows with packed matrices, by unpacking a matrix for the moment of its use.
 
-MLX's CUDA and CPU back ends multiply many rows by packed matrices much more slowly than by plain ones. There,
-for training, a matrix is unpacked in the type of the activations, a piece at a time, in the forward pass and
-once more for the gradient; the packed arrays stay what they are. On Metal the packed kernels are made for it.
+MLX's CUDA back end multiplies many rows by packed matrices much more slowly than by plain ones. There, for
+training, a matrix is unpacked in the type of the activations, a piece at a time, in the forward pass and once
+more for the gradient; the packed arrays stay what they are. On Metal the packed kernels are made for it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Product = Callable[[mx.array, mx.array], mx.array]
 
 
 def unpacking_pays() -> bool:
-    """Return whether this is a back end whose packed kernels are slow."""
-    return mx.default_device() == mx.Device(mx.cpu) or not mx.metal.is_available()
+    """Return whether this is the back end whose packed kernels are slow."""
+    return mx.default_device() == mx.Device(mx.gpu) and not mx.metal.is_available()
 
 
 class Unpacked(nn.Module):
