@@ -1,8 +1,12 @@
-"""Run the Metal text of a kernel on a CPU: g++ compiles it with a header that stands for Metal.
+"""Run the Metal text of a kernel on a CPU: g++ compiles it with a library that stands for Metal's (include/).
 
-What a GPU would not tell is an error here: reads and writes outside of a buffer, SIMD operations that not all lanes
-reach, barriers that not all threads reach. Memory that nobody has written holds NaN, and threads run in an order that
-a test chooses, so that a missing barrier changes the result.
+What a GPU would not tell is an error here (runtime/): access outside of a buffer or of an array, writing an input
+that `Kernel.writes` does not name, misaligned access, SIMD operations and barriers that not all threads reach.
+Memory that nobody has written holds a poison, and each launch runs with two poisons: results that differ hang on such
+memory. Threads run in an order that a test chooses, so that a missing barrier changes the result.
+
+Not like a GPU: libm's functions, no contraction of a product and a sum, one thread at a time. Pointers to `thread`,
+`threadgroup` and `device` memory are of one type here, which Metal would refuse to mix.
 """
 
 from __future__ import annotations
@@ -11,125 +15,184 @@ import ctypes
 import functools
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
-from macmoe.kernels.dialect import METAL_PREAMBLE
 from macmoe.kernels.source import Launch
+from tests.metal.text import places_of, program
 
-INCLUDE = Path(__file__).parent / "include"
-FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-w"]
-TYPES = {
-    mx.float32: "float",
-    mx.bfloat16: "bfloat16_t",
-    mx.float16: "half",
-    mx.uint32: "uint",
-    mx.int32: "int",
-    mx.uint8: "uchar",
-}
+FOLDER = Path(__file__).parent
+FLAGS = ["-std=c++17", "-fPIC", "-shared", "-ffp-contract=off", "-w"]
+RUNTIME_FLAGS = [*FLAGS, "-O2"]
+CHECKS = "alignment,bounds,shift,integer-divide-by-zero"
+KERNEL_FLAGS = [
+    *FLAGS,
+    "-O1",
+    "-fno-math-errno",
+    "-fsingle-precision-constant",  # 1.0 is a float in Metal
+    f"-fsanitize={CHECKS}",
+    f"-fno-sanitize-recover={CHECKS}",
+    "-nodefaultlibs",  # the runtime has what the checks call
+    "-lm",
+    f"-I{FOLDER / 'include'}",
+]
 ORDERS = ("forward", "backward", "shuffled")
-POISON = 0xFF  # NaN in every floating-point type
+POISONS = (0xFF, 0xCD)  # NaN in every floating-point type; a number
+MESSAGE_BYTES = 1024
 
 
 class KernelError(Exception):
     """A kernel did what no GPU could do, or what a GPU would do silently."""
 
 
-class Buffer(ctypes.Structure):
-    """One buffer of a launch; see include/launch.h."""
+class Request(ctypes.Structure):
+    """One run; see `Launch` in runtime/runtime.cpp."""
 
     _fields_ = [
         ("name", ctypes.c_char_p),
-        ("data", ctypes.c_void_p),
-        ("size", ctypes.c_size_t),
-        ("writable", ctypes.c_int),
-        ("region", ctypes.c_void_p),
-        ("region_size", ctypes.c_size_t),
+        ("entry", ctypes.c_void_p),
+        ("arguments", ctypes.POINTER(ctypes.c_void_p)),
+        ("grid", ctypes.c_uint * 3),
+        ("threadgroup", ctypes.c_uint * 3),
+        ("order", ctypes.c_int),
+        ("seed", ctypes.c_uint64),
+        ("poison", ctypes.c_uint8),
+        ("message", ctypes.c_char_p),
     ]
 
 
-READ, READ_AND_WRITE, WRITE = range(3)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Buffer:
+    """One argument of a kernel: bytes that it may read and, if `result`, are taken from it."""
+
+    name: str
+    content: bytes | int  # an output has only a size
+    result: bool
 
 
 def missing() -> str | None:
     """Return why nothing can be emulated here, None if it can."""
+    if platform.system() != "Linux":
+        return "kernels are emulated on Linux only"
     return None if shutil.which("g++") else "there is no g++ to compile Metal texts with"
 
 
-def text_of(launch: Launch, inputs: list[mx.array], output_dtypes: list[mx.Dtype]) -> str:
-    """Return a program whose `launch` runs the kernel: the text that Metal would get, in a function."""
-    dtypes = [array.dtype for array in inputs] + output_dtypes
-    names = [*launch.inputs, *launch.outputs]
-    constness = ["const "] * len(inputs) + [""] * len(output_dtypes)
-    pointers = [f"{c}{TYPES[d]}* {name}" for c, d, name in zip(constness, dtypes, names, strict=True)]
-    arguments = [f"({c}{TYPES[d]}*)buffers[{i}]" for i, (c, d) in enumerate(zip(constness, dtypes, strict=True))]
-    return "\n".join(
-        [
-            '#include "runtime.h"',
-            f"static void* buffers[{len(names)}];",
-            METAL_PREAMBLE + launch.header,
-            f"static void kernel_function({', '.join(pointers)}) {{",
-            launch.kernel.body,
-            "}",
-            f"static void run_kernel() {{ kernel_function({', '.join(arguments)}); }}",
-            '#include "launch.h"',
-        ]
-    )
-
-
-def cache_folder() -> Path:
+def _cache_folder() -> Path:
     """Return where compiled kernels are kept; named after the headers, so that a change of them is seen."""
-    headers = b"".join(path.read_bytes() for path in sorted(INCLUDE.iterdir()))
-    name = hashlib.sha256(headers + " ".join(FLAGS).encode()).hexdigest()[:16]
+    sources = b"".join(path.read_bytes() for path in sorted(FOLDER.glob("*/**/*")) if path.is_file())
+    name = hashlib.sha256(sources + repr((KERNEL_FLAGS, RUNTIME_FLAGS)).encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"macmoe-metal-{os.getuid()}" / name
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return folder
 
 
-@functools.cache
-def compiled(text: str) -> ctypes.CDLL:
-    """Return the shared object of a program.
+def _built(source: Path, flags: list[str], built: Path) -> Path:
+    """Compile unless that was done. Two test processes may build the same.
 
     Raises:
-        KernelError: g++ refuses it.
+        KernelError: g++ refuses the source.
     """
-    path = cache_folder() / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.so"
-    if not path.exists():
-        with tempfile.TemporaryDirectory() as folder:
-            source, built = Path(folder) / "kernel.cpp", Path(folder) / "kernel.so"
-            source.write_text(text, encoding="utf-8")
-            command = ["g++", *FLAGS, f"-I{INCLUDE}", str(source), "-o", str(built)]
-            run = subprocess.run(command, capture_output=True, text=True, check=False)
-            if run.returncode:
-                raise KernelError(run.stderr[:4000])
-            draft = path.with_suffix(f".{os.getpid()}")
-            shutil.copy(built, draft)
-            draft.replace(path)  # two test processes may build the same
-    library = ctypes.CDLL(str(path))
-    library.launch.restype = ctypes.c_char_p
+    if not built.exists():
+        draft = built.with_suffix(f".{os.getpid()}")
+        command = ["g++", str(source), *flags, "-o", str(draft)]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        if run.returncode:
+            raise KernelError(run.stderr[:4000])
+        draft.replace(built)
+    return built
+
+
+@functools.cache
+def _runtime() -> ctypes.CDLL:
+    path = _built(FOLDER / "runtime" / "runtime.cpp", RUNTIME_FLAGS, _cache_folder() / "runtime.so")
+    library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    library.emulated_buffer.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint8]
+    library.emulated_buffer.restype = ctypes.c_void_p
+    library.emulated_protect.argtypes = [ctypes.c_void_p]
     return library
 
 
-def order_of(name: str, threads: int) -> np.ndarray:
-    """Return the order in which threads run between two waits."""
-    order = np.arange(threads, dtype=np.uint32)
-    if name == "backward":
-        return order[::-1].copy()
-    return np.random.default_rng(threads).permutation(order) if name == "shuffled" else order
+@functools.cache
+def _entry(text: str) -> int:
+    """Return the address of a program's `emulated_entry`."""
+    _runtime()
+    folder = _cache_folder()
+    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.so"
+    with tempfile.TemporaryDirectory() as work:
+        source = Path(work) / "kernel.cpp"
+        source.write_text(text, encoding="utf-8")
+        _built(source, KERNEL_FLAGS, path)
+    address = ctypes.cast(ctypes.CDLL(str(path)).emulated_entry, ctypes.c_void_p).value
+    assert address is not None
+    return address
 
 
-def memory_of(array: mx.array) -> np.ndarray:
+def _run(entry: int, buffers: list[Buffer], request: Request) -> list[bytes]:
+    """Run a kernel once and return its results.
+
+    Raises:
+        KernelError: In one line.
+    """
+    runtime = _runtime()
+    addresses = (ctypes.c_void_p * len(buffers))()
+    message = ctypes.create_string_buffer(MESSAGE_BYTES)
+    request.entry, request.message = entry, ctypes.cast(message, ctypes.c_char_p)
+    request.arguments = ctypes.cast(addresses, ctypes.POINTER(ctypes.c_void_p))
+    try:
+        for i, buffer in enumerate(buffers):
+            content = buffer.content
+            size = content if isinstance(content, int) else len(content)
+            addresses[i] = runtime.emulated_buffer(buffer.name.encode(), size, request.poison)
+            if isinstance(content, bytes):
+                ctypes.memmove(addresses[i], content, size)
+            if not buffer.result:
+                runtime.emulated_protect(addresses[i])
+        if runtime.emulated_run(ctypes.byref(request)):
+            raise KernelError(f"{request.name.decode()}: {message.value.decode()}")
+        results = [(addresses[i], buffer.content) for i, buffer in enumerate(buffers) if buffer.result]
+        return [ctypes.string_at(a, content if isinstance(content, int) else len(content)) for a, content in results]
+    finally:
+        runtime.emulated_release()
+
+
+def _memory_of(array: mx.array) -> np.ndarray:
     """Return the memory of an evaluated array on the CPU, as bytes, not a copy."""
     mx.eval(array)
-    return np.asarray(array.view(mx.uint8) if array.ndim else array.reshape(1).view(mx.uint8))
+    return np.asarray((array if array.ndim else array.reshape(1)).view(mx.uint8))
 
 
-def emulated(launch: Launch, order: str = "forward", poison: int = POISON):  # noqa: ANN201 - a launcher
+def _integers(values: tuple[int, ...], dtype: type[np.integer]) -> bytes:
+    return np.array(values, dtype=dtype).tobytes()
+
+
+def _inputs(launch: Launch, inputs: list[mx.array]) -> list[Buffer]:
+    """Return the inputs as arguments, each followed by what the text asks for about it."""
+    buffers = []
+    for name, array in zip(launch.inputs, inputs, strict=True):
+        in_place = name in launch.kernel.writes
+        if in_place and not memoryview(array).c_contiguous:
+            raise KernelError(f"{launch.kernel.name}: {name} is written in place but is not contiguous: MLX copies it")
+        content = _memory_of(mx.contiguous(array)).tobytes()
+        buffers.append(Buffer(name=name, content=content, result=in_place))
+        strides = [int(np.prod(array.shape[axis + 1 :])) for axis in range(array.ndim)]
+        about = {
+            "_shape": _integers(array.shape, np.int32),
+            "_strides": _integers(tuple(strides), np.int64),
+            "_ndim": _integers((array.ndim,), np.int32),
+        }
+        places = places_of(launch.kernel.body, name, array)
+        buffers += [Buffer(name=name + place, content=about[place], result=False) for place in places]
+    return buffers
+
+
+def emulated(launch: Launch, order: str = "forward", seed: int = 0):  # noqa: ANN201 - a launcher
     """Return a launcher as macmoe.kernels.source.LAUNCHERS has them, which runs at once."""
 
     def run(
@@ -140,35 +203,46 @@ def emulated(launch: Launch, order: str = "forward", poison: int = POISON):  # n
         grid: tuple[int, int, int],
         threadgroup: tuple[int, int, int],
     ) -> list[mx.array]:
-        threads = threadgroup[0]
-        groups = np.array([grid[0] // threads, grid[1], grid[2]], dtype=np.uint32)
-        outputs = [
-            mx.zeros((int(np.prod(shape)) * dtype.size,), dtype=mx.uint8)
-            for shape, dtype in zip(output_shapes, output_dtypes, strict=True)
-        ]
-        contiguous = [mx.contiguous(array) for array in inputs]
-        memories = [memory_of(array) for array in [*contiguous, *outputs]]
-        names = [*launch.inputs, *launch.outputs]
-        modes = [READ_AND_WRITE if name in launch.kernel.writes else READ for name in launch.inputs]
-        modes += [WRITE] * len(outputs)
-        buffers = (Buffer * len(names))()
-        for buffer, name, memory, mode in zip(buffers, names, memories, modes, strict=True):
-            buffer.name, buffer.data = name.encode(), memory.ctypes.data
-            buffer.size, buffer.writable = memory.nbytes, mode
-        library = compiled(text_of(launch, inputs, output_dtypes))
-        failure = library.launch(
-            buffers,
-            len(names),
-            groups.ctypes.data_as(ctypes.c_void_p),
-            threads,
-            order_of(order, threads).ctypes.data_as(ctypes.c_void_p),
-            poison,
-        )
-        if failure:
-            raise KernelError(f"{launch.kernel.name}: {failure.decode()}")
+        mx.eval(inputs)
+        buffers = _inputs(launch, inputs)
+        for name, shape, dtype in zip(launch.outputs, output_shapes, output_dtypes, strict=True):
+            buffers.append(Buffer(name=name, content=int(np.prod(shape)) * dtype.size, result=True))
+        entry = _entry(program(launch, inputs, output_dtypes))
+        size = tuple(min(pair) for pair in zip(grid, threadgroup, strict=True))
+        if int(np.prod(size)) > 1024:
+            raise KernelError(f"{launch.kernel.name}: {size} are more than 1024 threads in a threadgroup")
+        runs = []
+        for poison in POISONS:
+            request = Request(name=launch.kernel.name.encode(), grid=grid, threadgroup=size, poison=poison, seed=seed)
+            request.order = ORDERS.index(order)
+            runs.append(_run(entry, buffers, request))
+        names = [buffer.name for buffer in buffers if buffer.result]
+        for name, first, second in zip(names, *runs, strict=True):
+            _hold_equal(f"{launch.kernel.name}: {name}", first, second)
+        in_place = [array for name, array in zip(launch.inputs, inputs, strict=True) if name in launch.kernel.writes]
+        for array, content in zip(in_place, runs[0], strict=False):
+            _memory_of(array).reshape(-1)[:] = np.frombuffer(content, dtype=np.uint8)
+        outputs = runs[0][len(in_place) :]
         return [
-            array.view(dtype).reshape(shape)
-            for array, dtype, shape in zip(outputs, output_dtypes, output_shapes, strict=True)
+            mx.array(np.frombuffer(content, dtype=np.uint8)).view(dtype).reshape(shape)
+            for content, dtype, shape in zip(outputs, output_dtypes, output_shapes, strict=True)
         ]
 
     return run
+
+
+def _hold_equal(what: str, first: bytes, second: bytes) -> None:
+    """Check that a result does not hang on what unwritten memory held.
+
+    Raises:
+        KernelError: It does.
+    """
+    if first == second:
+        return
+    a, b = (np.frombuffer(content, dtype=np.uint8) for content in (first, second))
+    place = int(np.flatnonzero(a != b)[0])
+    unwritten = int(((a == POISONS[0]) & (b == POISONS[1])).sum())
+    raise KernelError(
+        f"{what} hangs on memory that nobody has written, first at byte {place} of {len(first)}"
+        + (f"; {unwritten} bytes of it are not written" if unwritten else "")
+    )
