@@ -21,10 +21,12 @@ def emulate(monkeypatch):
     if reason := emulator.missing():
         pytest.skip(reason)
 
-    def use(order="forward", change=lambda launch: launch):
+    def use(order="forward", change=lambda launch: launch, launcher=emulator.emulated):
         source._compiled.cache_clear()
-        launcher = {"emulator": lambda launch: emulator.emulated(change(launch), order)}
-        monkeypatch.setattr(source, "LAUNCHERS", launcher)
+        arguments = () if order == "forward" else (order,)
+        monkeypatch.setattr(
+            source, "LAUNCHERS", {"emulator": lambda launch: launcher(change(launch), *arguments)}
+        )
         monkeypatch.setattr(source, "backend", lambda: "emulator")
 
     yield use

@@ -1,12 +1,13 @@
 """Run the Metal text of a kernel on a CPU: g++ compiles it with a library that stands for Metal's (include/).
 
-What a GPU would not tell is an error here (runtime/): access outside of a buffer or of an array, writing an input
-that `Kernel.writes` does not name, misaligned access, SIMD operations and barriers that not all threads reach.
-Memory that nobody has written holds a poison, and each launch runs with two poisons: results that differ hang on such
-memory. Threads run in an order that a test chooses, so that a missing barrier changes the result.
+What a GPU would not tell is an error here (runtime/): access outside of a buffer or of an array, writing an
+input that `Kernel.writes` does not name, misaligned access, SIMD operations and barriers that not all threads
+reach. Memory that nobody has written holds a poison, and each launch runs with two poisons: results that
+differ hang on such memory. Threads run in an order that a test chooses, so that a missing barrier changes the
+result.
 
-Not like a GPU: libm's functions, no contraction of a product and a sum, one thread at a time. Pointers to `thread`,
-`threadgroup` and `device` memory are of one type here, which Metal would refuse to mix.
+Not like a GPU: libm's functions, no contraction of a product and a sum, one thread at a time. Pointers to
+`thread`, `threadgroup` and `device` memory are of one type here, which Metal would refuse to mix.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import mlx.core as mx
 import numpy as np
 
 from macmoe.kernels.source import Launch
-from tests.metal.text import places_of, program
+from tests.metal.text import KernelError, places_of, program
 
 FOLDER = Path(__file__).parent
 FLAGS = ["-std=c++17", "-fPIC", "-shared", "-ffp-contract=off", "-w"]
@@ -36,6 +37,7 @@ KERNEL_FLAGS = [
     *FLAGS,
     "-O1",
     "-fno-math-errno",
+    "-fstack-clash-protection",  # a thread with too much memory meets the page below its stack
     "-fsingle-precision-constant",  # 1.0 is a float in Metal
     f"-fsanitize={CHECKS}",
     f"-fno-sanitize-recover={CHECKS}",
@@ -45,11 +47,7 @@ KERNEL_FLAGS = [
 ]
 ORDERS = ("forward", "backward", "shuffled")
 POISONS = (0xFF, 0xCD)  # NaN in every floating-point type; a number
-MESSAGE_BYTES = 1024
-
-
-class KernelError(Exception):
-    """A kernel did what no GPU could do, or what a GPU would do silently."""
+MESSAGE_BYTES = MAX_THREADS = 1024  # as in runtime/runtime.cpp
 
 
 class Request(ctypes.Structure):
@@ -70,11 +68,12 @@ class Request(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Buffer:
-    """One argument of a kernel: bytes that it may read and, if `result`, are taken from it."""
+    """One argument of a kernel: memory that it may read or, if it is a result, is taken from it."""
 
     name: str
-    content: bytes | int  # an output has only a size
-    result: bool
+    size: int
+    content: bytes | None = None
+    result: bool = False
 
 
 def missing() -> str | None:
@@ -147,17 +146,15 @@ def _run(entry: int, buffers: list[Buffer], request: Request) -> list[bytes]:
     request.arguments = ctypes.cast(addresses, ctypes.POINTER(ctypes.c_void_p))
     try:
         for i, buffer in enumerate(buffers):
-            content = buffer.content
-            size = content if isinstance(content, int) else len(content)
-            addresses[i] = runtime.emulated_buffer(buffer.name.encode(), size, request.poison)
-            if isinstance(content, bytes):
-                ctypes.memmove(addresses[i], content, size)
+            addresses[i] = runtime.emulated_buffer(buffer.name.encode(), buffer.size, request.poison)
+            if buffer.content is not None:
+                ctypes.memmove(addresses[i], buffer.content, buffer.size)
             if not buffer.result:
                 runtime.emulated_protect(addresses[i])
         if runtime.emulated_run(ctypes.byref(request)):
             raise KernelError(f"{request.name.decode()}: {message.value.decode()}")
-        results = [(addresses[i], buffer.content) for i, buffer in enumerate(buffers) if buffer.result]
-        return [ctypes.string_at(a, content if isinstance(content, int) else len(content)) for a, content in results]
+        results = [(addresses[i], buffer.size) for i, buffer in enumerate(buffers) if buffer.result]
+        return [ctypes.string_at(a, size) for a, size in results]
     finally:
         runtime.emulated_release()
 
@@ -178,21 +175,49 @@ def _inputs(launch: Launch, inputs: list[mx.array]) -> list[Buffer]:
     for name, array in zip(launch.inputs, inputs, strict=True):
         in_place = name in launch.kernel.writes
         if in_place and not memoryview(array).c_contiguous:
-            raise KernelError(f"{launch.kernel.name}: {name} is written in place but is not contiguous: MLX copies it")
+            raise KernelError(
+                f"{launch.kernel.name}: {name} is not contiguous: MLX would write into a copy of it"
+            )
         content = _memory_of(mx.contiguous(array)).tobytes()
-        buffers.append(Buffer(name=name, content=content, result=in_place))
+        buffers.append(Buffer(name=name, size=len(content), content=content, result=in_place))
         strides = [int(np.prod(array.shape[axis + 1 :])) for axis in range(array.ndim)]
         about = {
-            "_shape": _integers(array.shape, np.int32),
-            "_strides": _integers(tuple(strides), np.int64),
-            "_ndim": _integers((array.ndim,), np.int32),
+            "_shape": np.array(array.shape, dtype=np.int32).tobytes(),
+            "_strides": np.array(strides, dtype=np.int64).tobytes(),
+            "_ndim": np.array(array.ndim, dtype=np.int32).tobytes(),
         }
         places = places_of(launch.kernel.body, name, array)
-        buffers += [Buffer(name=name + place, content=about[place], result=False) for place in places]
+        buffers += [
+            Buffer(name=name + place, size=len(about[place]), content=about[place]) for place in places
+        ]
     return buffers
 
 
-def emulated(launch: Launch, order: str = "forward", seed: int = 0):  # noqa: ANN201 - a launcher
+def _in_both_poisons(launch: Launch, entry: int, buffers: list[Buffer], request: Request) -> dict[str, bytes]:
+    """Return the results by name.
+
+    Raises:
+        KernelError: They hang on what unwritten memory held.
+    """
+    names = [buffer.name for buffer in buffers if buffer.result]
+    runs = []
+    for poison in POISONS:
+        request.poison = poison
+        runs.append(dict(zip(names, _run(entry, buffers, request), strict=True)))
+    for name in names:
+        first, second = (np.frombuffer(results[name], dtype=np.uint8) for results in runs)
+        if np.array_equal(first, second):
+            continue
+        place = int(np.flatnonzero(first != second)[0])
+        unwritten = int(((first == POISONS[0]) & (second == POISONS[1])).sum())
+        raise KernelError(
+            f"{launch.kernel.name}: {name} hangs on memory that nobody has written, first at byte {place} of"
+            f" {first.size}" + (f"; {unwritten} bytes of it are not written" if unwritten else "")
+        )
+    return runs[0]
+
+
+def emulated(launch: Launch, order: str = "forward", seed: int = 0):
     """Return a launcher as macmoe.kernels.source.LAUNCHERS has them, which runs at once."""
 
     def run(
@@ -204,45 +229,30 @@ def emulated(launch: Launch, order: str = "forward", seed: int = 0):  # noqa: AN
         threadgroup: tuple[int, int, int],
     ) -> list[mx.array]:
         mx.eval(inputs)
+        outputs = list(zip(launch.outputs, output_shapes, output_dtypes, strict=True))
         buffers = _inputs(launch, inputs)
-        for name, shape, dtype in zip(launch.outputs, output_shapes, output_dtypes, strict=True):
-            buffers.append(Buffer(name=name, content=int(np.prod(shape)) * dtype.size, result=True))
-        entry = _entry(program(launch, inputs, output_dtypes))
+        for name, shape, dtype in outputs:
+            buffers.append(Buffer(name=name, size=int(np.prod(shape)) * dtype.size, result=True))
         size = tuple(min(pair) for pair in zip(grid, threadgroup, strict=True))
-        if int(np.prod(size)) > 1024:
-            raise KernelError(f"{launch.kernel.name}: {size} are more than 1024 threads in a threadgroup")
-        runs = []
-        for poison in POISONS:
-            request = Request(name=launch.kernel.name.encode(), grid=grid, threadgroup=size, poison=poison, seed=seed)
-            request.order = ORDERS.index(order)
-            runs.append(_run(entry, buffers, request))
-        names = [buffer.name for buffer in buffers if buffer.result]
-        for name, first, second in zip(names, *runs, strict=True):
-            _hold_equal(f"{launch.kernel.name}: {name}", first, second)
-        in_place = [array for name, array in zip(launch.inputs, inputs, strict=True) if name in launch.kernel.writes]
-        for array, content in zip(in_place, runs[0], strict=False):
-            _memory_of(array).reshape(-1)[:] = np.frombuffer(content, dtype=np.uint8)
-        outputs = runs[0][len(in_place) :]
+        if np.prod(size) > MAX_THREADS:
+            raise KernelError(
+                f"{launch.kernel.name}: {size} are more than {MAX_THREADS} threads in a threadgroup"
+            )
+        request = Request(
+            name=launch.kernel.name.encode(),
+            grid=grid,
+            threadgroup=size,
+            order=ORDERS.index(order),
+            seed=seed,
+        )
+        entry = _entry(program(launch, inputs, output_dtypes))
+        results = _in_both_poisons(launch, entry, buffers, request)
+        for name, array in zip(launch.inputs, inputs, strict=True):
+            if name in launch.kernel.writes:
+                _memory_of(array).reshape(-1)[:] = np.frombuffer(results[name], dtype=np.uint8)
         return [
-            mx.array(np.frombuffer(content, dtype=np.uint8)).view(dtype).reshape(shape)
-            for content, dtype, shape in zip(outputs, output_dtypes, output_shapes, strict=True)
+            mx.array(np.frombuffer(results[name], dtype=np.uint8)).view(dtype).reshape(shape)
+            for name, shape, dtype in outputs
         ]
 
     return run
-
-
-def _hold_equal(what: str, first: bytes, second: bytes) -> None:
-    """Check that a result does not hang on what unwritten memory held.
-
-    Raises:
-        KernelError: It does.
-    """
-    if first == second:
-        return
-    a, b = (np.frombuffer(content, dtype=np.uint8) for content in (first, second))
-    place = int(np.flatnonzero(a != b)[0])
-    unwritten = int(((a == POISONS[0]) & (b == POISONS[1])).sum())
-    raise KernelError(
-        f"{what} hangs on memory that nobody has written, first at byte {place} of {len(first)}"
-        + (f"; {unwritten} bytes of it are not written" if unwritten else "")
-    )

@@ -41,12 +41,24 @@ ATTRIBUTES = {
     "threads_per_simdgroup": ("uint", "EMULATED_WIDTH"),
     "threads_per_threadgroup": ("uint3", "lane->threads_per_threadgroup"),
 }
-PLACES = {"_shape": "const constant int* ", "_strides": "const constant int64_t* ", "_ndim": "const constant int& "}
+PLACES = {
+    "_shape": "const constant int* ",
+    "_strides": "const constant int64_t* ",
+    "_ndim": "const constant int& ",
+}
 
 COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
-# A variable in threadgroup memory: the keyword, a type, and names with their dimensions. Not a pointer.
-VARIABLES = re.compile(r"\bthreadgroup\s+((?:\w+::)?\w+(?:<[^<>;]*>)?)\s+(\w+\s*(?:\[[^;]*\])?\s*(?:,[^;*&()]*)?);")
+# Variables in threadgroup memory: the keyword, a type, names with their dimensions. Not pointers.
+DECLARED = r"\w+(?:\s*\[[^\];]*\])*"
+VARIABLES = re.compile(
+    rf"\bthreadgroup\s+((?:\w+::)?\w+(?:<[^<>;]*>)?)\s+({DECLARED}(?:\s*,\s*{DECLARED})*)\s*;"
+)
+NOT_POINTER = re.compile(r"\bthreadgroup\b[^;,(){}=*&]*[;,(){}=]")
 NAME = re.compile(r"\s*(\w+)\s*(.*?)\s*", re.DOTALL)
+
+
+class KernelError(Exception):
+    """A kernel did what no GPU could do, or what a GPU would do silently."""
 
 
 def attributes_of(body: str) -> list[str]:
@@ -67,14 +79,15 @@ def function_name(launch: Launch, inputs: list[mx.array], output_dtypes: list[mx
 
 
 def metal_text(launch: Launch, inputs: list[mx.array], output_dtypes: list[mx.Dtype]) -> str:
-    """Return what MLX compiles for Metal (mlx/backend/common/metal_kernel.cpp): signature, header and body."""
+    """Return what MLX compiles for Metal (mlx/backend/common/metal_kernel.cpp): header, signature, body."""
     body = launch.kernel.body
     arguments = []
     for name, array in zip(launch.inputs, inputs, strict=True):
         space = "constant" if array.size < CONSTANT_SIZE else "device"
         arguments.append(f"const {space} {TYPES[array.dtype]}{'*' if array.ndim else '&'} {name}")
         arguments += [f"{PLACES[place]}{name}{place}" for place in places_of(body, name, array)]
-    arguments += [f"device {TYPES[dtype]}* {name}" for name, dtype in zip(launch.outputs, output_dtypes, strict=True)]
+    outputs = zip(launch.outputs, output_dtypes, strict=True)
+    arguments += [f"device {TYPES[dtype]}* {name}" for name, dtype in outputs]
     listed = [f"  {argument} [[buffer({i})]]" for i, argument in enumerate(arguments)]
     listed += [f"  {ATTRIBUTES[name][0]} {name} [[{name}]]" for name in attributes_of(body)]
     signature = f"[[kernel]] void {function_name(launch, inputs, output_dtypes)}(\n"
@@ -84,8 +97,8 @@ def metal_text(launch: Launch, inputs: list[mx.array], output_dtypes: list[mx.Dt
 def program(launch: Launch, inputs: list[mx.array], output_dtypes: list[mx.Dtype]) -> str:
     """Return C++ whose `emulated_entry` runs one thread of a kernel: Metal's text with two changes.
 
-    Variables in threadgroup memory become references to memory that the emulator gives, and inputs in the constant
-    address space get a type that does not turn into a pointer to device memory.
+    Variables in threadgroup memory become references to memory that the emulator gives, and inputs in the
+    constant address space get a type that does not turn into a pointer to device memory.
     """
     name = function_name(launch, inputs, output_dtypes)
     text = metal_text(launch, inputs, output_dtypes)
@@ -133,7 +146,11 @@ def _passed(launch: Launch, inputs: list[mx.array], output_dtypes: list[mx.Dtype
 
 
 def with_threadgroup_variables(body: str) -> str:
-    """Return a body whose threadgroup variables are references: `float (&x)[8]` to memory of the emulator."""
+    """Return a body whose threadgroup variables are references: `float (&x)[8]` to memory of the emulator.
+
+    Raises:
+        KernelError: A variable is declared in a way that is not understood here, as with an initial value.
+    """
     count = 0
 
     def declared(found: re.Match[str]) -> str:
@@ -147,4 +164,7 @@ def with_threadgroup_variables(body: str) -> str:
             count += 1
         return " ".join(parts) + "\n" * found[0].count("\n")
 
-    return VARIABLES.sub(declared, body)
+    changed = VARIABLES.sub(declared, body)
+    if found := NOT_POINTER.search(changed):
+        raise KernelError(f"a variable in threadgroup memory that is not plainly declared: {found[0]}")
+    return changed

@@ -1,5 +1,5 @@
-// Memory with unreadable pages around it. What lies between a buffer and the nearest such page (at most 15 bytes behind
-// it, where its size is no multiple of 16) is filled with the poison and looked at afterwards.
+// Memory with unreadable pages around it. What lies between a buffer and the nearest such page (at most 15
+// bytes behind it, where its size is no multiple of 16) is filled with the poison and looked at afterwards.
 #pragma once
 #include <sys/mman.h>
 #include <unistd.h>
@@ -17,8 +17,10 @@ struct Region {
   size_t slack() const { return static_cast<size_t>(high - data) - bytes; }
   void fill() { memset(low, poison, static_cast<size_t>(high - low)); }
   bool damaged() const {
-    for (const char* p = low; p < data; ++p) if (static_cast<uint8_t>(*p) != poison) return true;
-    for (const char* p = data + bytes; p < high; ++p) if (static_cast<uint8_t>(*p) != poison) return true;
+    for (const char* p = low; p < data; ++p)
+      if (static_cast<uint8_t>(*p) != poison) return true;
+    for (const char* p = data + bytes; p < high; ++p)
+      if (static_cast<uint8_t>(*p) != poison) return true;
     return false;
   }
 };

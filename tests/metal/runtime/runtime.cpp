@@ -1,4 +1,5 @@
-// Runs a kernel: every thread of a threadgroup is a fiber; threadgroups run one after the other. See emulator.py.
+// Runs a kernel: every thread of a threadgroup is a fiber; threadgroups run one after the other. See
+// emulator.py.
 #include <csetjmp>
 #include <csignal>
 #include <cstdarg>
@@ -13,9 +14,23 @@ namespace {
 
 constexpr size_t STACK_BYTES = 256 << 10;
 constexpr unsigned MAX_THREADS = 1024, MAX_GROUPS = MAX_THREADS / EMULATED_WIDTH, THREADGROUP_BYTES = 32768;
-const char* const WAITS[] = {"", "threadgroup_barrier", "simdgroup_barrier", "simd_sum", "simd_product", "simd_max",
-                             "simd_min", "simd_and", "simd_or", "simd_xor", "simd_shuffle", "simd_shuffle_xor",
-                             "simd_shuffle_up", "simd_shuffle_down", "simd_broadcast", "a SIMD prefix", "a SIMD vote",
+const char* const WAITS[] = {"",
+                             "threadgroup_barrier",
+                             "simdgroup_barrier",
+                             "simd_sum",
+                             "simd_product",
+                             "simd_max",
+                             "simd_min",
+                             "simd_and",
+                             "simd_or",
+                             "simd_xor",
+                             "simd_shuffle",
+                             "simd_shuffle_xor",
+                             "simd_shuffle_up",
+                             "simd_shuffle_down",
+                             "simd_broadcast",
+                             "a SIMD prefix",
+                             "a SIMD vote",
                              "a simdgroup_matrix product"};
 
 enum Order { forward, backward, shuffled };
@@ -43,7 +58,6 @@ struct Launch {
   char* message;  // of MESSAGE_BYTES
 };
 
-
 Fiber fibers[MAX_THREADS];
 EmulatedGroup groups[MAX_GROUPS];
 Context scheduler;
@@ -53,7 +67,10 @@ char* stacks;
 unsigned thread_count, group_count;
 uint64_t random_state;
 std::vector<Region> buffers;
-struct Variable { int id; Region region; };
+struct Variable {
+  int id;
+  Region region;
+};
 std::vector<Variable> variables;  // in threadgroup memory
 sigjmp_buf escape;
 pthread_t worker;
@@ -67,8 +84,9 @@ pthread_t worker;
   if (running) {
     const EmulatedLane& lane = running->lane;
     snprintf(launch->message, MESSAGE_BYTES, "%s (thread %u, %u, %u of threadgroup %u, %u, %u)", text,
-             lane.position_in_threadgroup[0], lane.position_in_threadgroup[1], lane.position_in_threadgroup[2],
-             lane.threadgroup_position[0], lane.threadgroup_position[1], lane.threadgroup_position[2]);
+             lane.position_in_threadgroup[0], lane.position_in_threadgroup[1],
+             lane.position_in_threadgroup[2], lane.threadgroup_position[0], lane.threadgroup_position[1],
+             lane.threadgroup_position[2]);
   } else {
     snprintf(launch->message, MESSAGE_BYTES, "%s", text);
   }
@@ -102,10 +120,16 @@ void resume(Fiber& fiber) {
   running = nullptr;
 }
 
+const char* divergent(const Fiber& fiber) {
+  return fiber.operation == EmulatedWait::barrier ? "divergent barrier" : "divergent SIMD operation";
+}
+
 // Runs every lane of a SIMD group until it waits or has returned.
 Progress step(unsigned index) {
   Fiber* lanes = fibers + index * EMULATED_WIDTH;
-  unsigned count = thread_count - index * EMULATED_WIDTH < EMULATED_WIDTH ? thread_count - index * EMULATED_WIDTH : EMULATED_WIDTH;
+  unsigned count = thread_count - index * EMULATED_WIDTH < EMULATED_WIDTH
+                       ? thread_count - index * EMULATED_WIDTH
+                       : EMULATED_WIDTH;
   unsigned order[EMULATED_WIDTH], active = 0;
   arrange(order, count);
   for (unsigned i = 0; i < count; ++i)
@@ -120,13 +144,14 @@ Progress step(unsigned index) {
     active |= 1u << i;
     if (!first) first = &lane;
     if (lane.operation != first->operation || lane.line != first->line)
-      fail("divergent SIMD operation: of SIMD group %u, lane %u waits in %s (line %d), lane %u in %s (line %d)", index,
-           first->lane.index, WAITS[int(first->operation)], first->line, i, WAITS[int(lane.operation)], lane.line);
+      fail("%s: of SIMD group %u, lane %u waits in %s (line %d), lane %u in %s (line %d)", divergent(*first),
+           index, first->lane.index, WAITS[int(first->operation)], first->line, i, WAITS[int(lane.operation)],
+           lane.line);
   }
   if (!first) return Progress::finished;
   if (absent)
-    fail("divergent SIMD operation: of SIMD group %u, lane %u waits in %s (line %d), lane %u has returned", index,
-         first->lane.index, WAITS[int(first->operation)], first->line, absent->lane.index);
+    fail("%s: of SIMD group %u, lane %u waits in %s (line %d), lane %u has returned", divergent(*first),
+         index, first->lane.index, WAITS[int(first->operation)], first->line, absent->lane.index);
   if (first->operation == EmulatedWait::barrier) return Progress::at_barrier;
   groups[index].active[first->lane.turn ^ 1u] = active;
   for (unsigned i = 0; i < count; ++i)
@@ -134,7 +159,8 @@ Progress step(unsigned index) {
   return Progress::going;
 }
 
-// Runs all SIMD groups until each is at a barrier or has finished; in random order their steps are interleaved.
+// Runs all SIMD groups until each is at a barrier or has finished; in random order their steps are
+// interleaved.
 void run_to_barrier() {
   unsigned order[MAX_GROUPS], count = group_count;
   arrange(order, count);
@@ -157,8 +183,10 @@ bool pass_barrier() {
     }
     if (!first) first = &fiber;
     if (fiber.line != first->line)
-      fail("divergent barrier: thread %u waits at the threadgroup_barrier of line %d, thread %u at that of line %d",
-           first->lane.index_in_threadgroup, first->line, i, fiber.line);
+      fail(
+          "divergent barrier: thread %u waits at the threadgroup_barrier of line %d, thread %u at that of "
+          "line %d",
+          first->lane.index_in_threadgroup, first->line, i, fiber.line);
     fiber.state = State::ready;
   }
   if (first && absent)
@@ -239,7 +267,8 @@ const char* access_kind(const void* context) {
 
 void explain(const Region& region, const char* address, const char* verb) {
   long offset = address - region.data;
-  if (address >= region.low && address < region.high) fail("writes into the input %s: name it in in_place", region.name);
+  if (address >= region.low && address < region.high)
+    fail("writes into the input %s: name it in in_place", region.name);
   if (offset < 0) fail("%s before the start of %s (byte %ld)", verb, region.name, offset);
   fail("%s beyond the end of %s (byte %ld of %zu)", verb, region.name, offset, region.bytes);
 }
@@ -254,13 +283,17 @@ void on_fault(int, siginfo_t* info, void* context) {
   for (const Region& buffer : buffers)
     if (address >= buffer.guard && address < buffer.guard_end) explain(buffer, address, verb);
   for (const Variable& variable : variables)
-    if (address >= variable.region.guard && address < variable.region.guard_end) explain(variable.region, address, verb);
+    if (address >= variable.region.guard && address < variable.region.guard_end)
+      explain(variable.region, address, verb);
   if (address >= stacks && address < stacks + STACK_BYTES * MAX_THREADS)
     fail("needs more than %zu KB of thread memory", STACK_BYTES >> 10);
   fail("%s memory outside every buffer (address %p)", verb, static_cast<const void*>(address));
 }
 
-struct Location { const char* file; unsigned line, column; };
+struct Location {
+  const char* file;
+  unsigned line, column;
+};
 [[noreturn]] void fail_at(const Location* at, const char* what, unsigned long number) {
   fail("%s:%u: %s %lu", at->file, at->line, what, number);
 }
@@ -285,7 +318,8 @@ void* emulated_threadgroup(int id, const char* name, unsigned long bytes, unsign
     if (variable.id == id) return variable.region.data;
     total += variable.region.bytes;
   }
-  if (total > THREADGROUP_BYTES) fail("needs %zu bytes of threadgroup memory; there are %u", total, THREADGROUP_BYTES);
+  if (total > THREADGROUP_BYTES)
+    fail("needs %zu bytes of threadgroup memory; there are %u", total, THREADGROUP_BYTES);
   variables.push_back({id, make_region(name, bytes, alignment > 16 ? alignment : 16, launch->poison)});
   return variables.back().region.data;
 }
@@ -340,7 +374,13 @@ int emulated_run(const Launch* given) {
 void __ubsan_handle_type_mismatch_v1_abort(Location* at, unsigned long address) {
   fail_at(at, "misaligned access, address modulo 16 is", address % 16);
 }
-void __ubsan_handle_out_of_bounds_abort(Location* at, unsigned long index) { fail_at(at, "outside of an array, index", index); }
-void __ubsan_handle_shift_out_of_bounds_abort(Location* at, unsigned long, unsigned long by) { fail_at(at, "shift by", by); }
-void __ubsan_handle_divrem_overflow_abort(Location* at, unsigned long, unsigned long by) { fail_at(at, "division by", by); }
+void __ubsan_handle_out_of_bounds_abort(Location* at, unsigned long index) {
+  fail_at(at, "outside of an array, index", index);
+}
+void __ubsan_handle_shift_out_of_bounds_abort(Location* at, unsigned long, unsigned long by) {
+  fail_at(at, "shift by", by);
+}
+void __ubsan_handle_divrem_overflow_abort(Location* at, unsigned long, unsigned long by) {
+  fail_at(at, "division by", by);
+}
 }

@@ -20,12 +20,29 @@ struct EmulatedLane {
   unsigned index_in_threadgroup, simdgroup_index, simdgroups, dispatched_simdgroups;
 };
 
-enum class EmulatedWait : int { none, barrier, simd_barrier, simd_sum, simd_product, simd_max, simd_min, simd_and, simd_or,
-                        simd_xor, simd_shuffle, simd_shuffle_xor, simd_shuffle_up, simd_shuffle_down, simd_broadcast,
-                        simd_prefix, simd_vote, simd_matrix };
+enum class EmulatedWait : int {
+  none,
+  barrier,
+  simd_barrier,
+  simd_sum,
+  simd_product,
+  simd_max,
+  simd_min,
+  simd_and,
+  simd_or,
+  simd_xor,
+  simd_shuffle,
+  simd_shuffle_xor,
+  simd_shuffle_up,
+  simd_shuffle_down,
+  simd_broadcast,
+  simd_prefix,
+  simd_vote,
+  simd_matrix
+};
 
 extern "C" {
-extern EmulatedLane* emulated_lane;                                        // the running thread
-void emulated_wait(EmulatedWait operation, int line);                      // until all threads or lanes are there
+extern EmulatedLane* emulated_lane;                    // the running thread
+void emulated_wait(EmulatedWait operation, int line);  // until all threads or lanes are there
 void* emulated_threadgroup(int id, const char* name, unsigned long bytes, unsigned long alignment);
 }

@@ -1,4 +1,5 @@
-// 8 x 8 matrices that the lanes of a SIMD group hold together, two elements a lane, placed as on Apple's GPUs.
+// 8 x 8 matrices that the lanes of a SIMD group hold together, two elements a lane, placed as on Apple's
+// GPUs.
 #pragma once
 
 namespace metal {
@@ -40,22 +41,26 @@ struct MatrixElement {  // where the i-th element of this lane stands in memory
     emulated::MatrixPlace place(emulated_lane->index);
     for (unsigned i = 0; i < 2; ++i) {
       size_t row = place.row, column = place.column + i;
-      if (transpose) { size_t swap = row; row = column; column = swap; }
+      if (transpose) {
+        size_t swap = row;
+        row = column;
+        column = swap;
+      }
       offset[i] = (row + origin.y) * stride + column + origin.x;
     }
   }
 };
 }  // namespace emulated
 
-template <class T>
-inline void simdgroup_load(simdgroup_matrix<T, 8, 8>& m, const T* source, ulong stride = 8,
-                           vec<ulong, 2> origin = vec<ulong, 2>(0), bool transpose = false) {
+template <class T> inline void simdgroup_load(simdgroup_matrix<T, 8, 8>& m, const T* source, ulong stride = 8,
+                                              vec<ulong, 2> origin = vec<ulong, 2>(0),
+                                              bool transpose = false) {
   emulated::MatrixElement element(stride, origin, transpose);
   for (int i = 0; i < 2; ++i) m.elements[i] = source[element.offset[i]];
 }
-template <class T>
-inline void simdgroup_store(simdgroup_matrix<T, 8, 8> m, T* target, ulong stride = 8,
-                            vec<ulong, 2> origin = vec<ulong, 2>(0), bool transpose = false) {
+template <class T> inline void simdgroup_store(simdgroup_matrix<T, 8, 8> m, T* target, ulong stride = 8,
+                                               vec<ulong, 2> origin = vec<ulong, 2>(0),
+                                               bool transpose = false) {
   emulated::MatrixElement element(stride, origin, transpose);
   for (int i = 0; i < 2; ++i) target[element.offset[i]] = m.elements[i];
 }
@@ -63,8 +68,12 @@ inline void simdgroup_store(simdgroup_matrix<T, 8, 8> m, T* target, ulong stride
 // d = a b + c. Products and sums are float, rounded once to the type of d.
 template <class D, class A, class B, class C>
 inline void simdgroup_multiply_accumulate(simdgroup_matrix<D, 8, 8>& d, simdgroup_matrix<A, 8, 8> a,
-                                          simdgroup_matrix<B, 8, 8> b, simdgroup_matrix<C, 8, 8> c, METAL_HERE) {
-  struct Both { vec<A, 2> a; vec<B, 2> b; } mine = {a.elements, b.elements};
+                                          simdgroup_matrix<B, 8, 8> b, simdgroup_matrix<C, 8, 8> c,
+                                          METAL_HERE) {
+  struct Both {
+    vec<A, 2> a;
+    vec<B, 2> b;
+  } mine = {a.elements, b.elements};
   auto lanes = emulated::exchange(mine, EmulatedWait::simd_matrix, line);
   float left[8][8], right[8][8];
   for (unsigned lane = 0; lane < EMULATED_WIDTH; ++lane) {
@@ -82,9 +91,9 @@ inline void simdgroup_multiply_accumulate(simdgroup_matrix<D, 8, 8>& d, simdgrou
     d.elements[i] = static_cast<D>(sum);
   }
 }
-template <class D, class A, class B>
-inline void simdgroup_multiply(simdgroup_matrix<D, 8, 8>& d, simdgroup_matrix<A, 8, 8> a, simdgroup_matrix<B, 8, 8> b,
-                               METAL_HERE) {
+template <class D, class A, class B> inline void simdgroup_multiply(simdgroup_matrix<D, 8, 8>& d,
+                                                                    simdgroup_matrix<A, 8, 8> a,
+                                                                    simdgroup_matrix<B, 8, 8> b, METAL_HERE) {
   simdgroup_multiply_accumulate(d, a, b, make_filled_simdgroup_matrix<D, 8, 8>(D(0)), line);
 }
 

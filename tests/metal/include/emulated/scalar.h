@@ -20,19 +20,38 @@ typedef uint64_t ulong;
 namespace metal {
 
 template <bool B, class T = void> struct enable_if {};
-template <class T> struct enable_if<true, T> { typedef T type; };
+template <class T> struct enable_if<true, T> {
+  typedef T type;
+};
 template <bool B, class T = void> using enable_if_t = typename enable_if<B, T>::type;
-template <bool B, class T, class F> struct conditional { typedef T type; };
-template <class T, class F> struct conditional<false, T, F> { typedef F type; };
+template <bool B, class T, class F> struct conditional {
+  typedef T type;
+};
+template <class T, class F> struct conditional<false, T, F> {
+  typedef F type;
+};
 template <bool B, class T, class F> using conditional_t = typename conditional<B, T, F>::type;
-template <class T, class U> struct is_same { static constexpr bool value = false; };
-template <class T> struct is_same<T, T> { static constexpr bool value = true; };
+template <class T, class U> struct is_same {
+  static constexpr bool value = false;
+};
+template <class T> struct is_same<T, T> {
+  static constexpr bool value = true;
+};
 template <class T, class U> constexpr bool is_same_v = is_same<T, U>::value;
 template <class T> constexpr bool is_integral_v = false;
 #define METAL_INTEGRAL(T) template <> inline constexpr bool is_integral_v<T> = true;
-METAL_INTEGRAL(bool) METAL_INTEGRAL(char) METAL_INTEGRAL(signed char) METAL_INTEGRAL(unsigned char)
-METAL_INTEGRAL(short) METAL_INTEGRAL(unsigned short) METAL_INTEGRAL(int) METAL_INTEGRAL(unsigned int)
-METAL_INTEGRAL(long) METAL_INTEGRAL(unsigned long) METAL_INTEGRAL(long long) METAL_INTEGRAL(unsigned long long)
+METAL_INTEGRAL(bool)
+METAL_INTEGRAL(char)
+METAL_INTEGRAL(signed char)
+METAL_INTEGRAL(unsigned char)
+METAL_INTEGRAL(short)
+METAL_INTEGRAL(unsigned short)
+METAL_INTEGRAL(int)
+METAL_INTEGRAL(unsigned int)
+METAL_INTEGRAL(long)
+METAL_INTEGRAL(unsigned long)
+METAL_INTEGRAL(long long)
+METAL_INTEGRAL(unsigned long long)
 
 template <class To, class From> inline To as_type(From from) {
   static_assert(sizeof(To) == sizeof(From), "as_type needs types of one size");
@@ -44,7 +63,8 @@ template <class To, class From> inline To as_type(From from) {
 struct half;
 struct bfloat;
 template <class T> constexpr bool is_small_v = is_same_v<T, half> || is_same_v<T, bfloat>;
-template <class T> constexpr bool is_floating_v = is_same_v<T, float> || is_same_v<T, double> || is_small_v<T>;
+template <class T> constexpr bool is_floating_v =
+    is_same_v<T, float> || is_same_v<T, double> || is_small_v<T>;
 template <class T> constexpr bool is_scalar_v = is_integral_v<T> || is_floating_v<T>;
 
 struct half {  // IEEE binary16
@@ -52,8 +72,8 @@ struct half {  // IEEE binary16
   half() = default;
   template <class T, class = enable_if_t<is_integral_v<T> || is_same_v<T, float> || is_same_v<T, double>>>
   half(T value) : bits(round(static_cast<float>(value))) {}
-  template <class T, class = enable_if_t<is_same_v<T, bfloat>>, class = void>
-  explicit half(T value) : bits(round(static_cast<float>(value))) {}
+  template <class T, class = enable_if_t<is_same_v<T, bfloat>>, class = void> explicit half(T value)
+      : bits(round(static_cast<float>(value))) {}
 
   operator float() const {
     uint32_t sign = (bits & 0x8000u) << 16, magnitude = bits & 0x7fffu;
@@ -69,7 +89,8 @@ struct half {  // IEEE binary16
     uint32_t all = as_type<uint32_t>(value), sign = all >> 16 & 0x8000u, magnitude = all & 0x7fffffffu;
     if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
     if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);
-    if (magnitude < 0x38800000u) {  // below the smallest normal number: adding 0.5 rounds to a multiple of 2^-24
+    if (magnitude <
+        0x38800000u) {  // below the smallest normal number: adding 0.5 rounds to a multiple of 2^-24
       float shifted = as_type<float>(magnitude) + 0.5f;
       return static_cast<uint16_t>(sign | (as_type<uint32_t>(shifted) - 0x3f000000u));
     }
@@ -81,8 +102,8 @@ struct half {  // IEEE binary16
 struct bfloat {  // the upper half of a float. Conversions to it are explicit: write T(x)
   uint16_t bits;
   bfloat() = default;
-  template <class T, class = enable_if_t<is_scalar_v<T> && !is_same_v<T, bfloat>>>
-  explicit bfloat(T value) : bits(round(static_cast<float>(value))) {}
+  template <class T, class = enable_if_t<is_scalar_v<T> && !is_same_v<T, bfloat>>> explicit bfloat(T value)
+      : bits(round(static_cast<float>(value))) {}
   operator float() const { return as_type<float>(static_cast<uint32_t>(bits) << 16); }
 
   static uint16_t round(float value) {
@@ -94,44 +115,56 @@ struct bfloat {  // the upper half of a float. Conversions to it are explicit: w
 
 // half with half or an integer is half (bfloat likewise); with anything wider it is float.
 template <class A, class B> struct small_result {
-  typedef conditional_t<is_same_v<A, B> || is_integral_v<B>, A, conditional_t<is_integral_v<A>, B, float>> type;
+  typedef conditional_t<is_same_v<A, B> || is_integral_v<B>, A, conditional_t<is_integral_v<A>, B, float>>
+      type;
 };
-template <class A, class B>
-using small_result_t =
-    typename enable_if<(is_small_v<A> || is_small_v<B>)&&is_scalar_v<A> && is_scalar_v<B>, small_result<A, B>>::type::type;
+template <class A, class B> using small_result_t =
+    typename enable_if<(is_small_v<A> || is_small_v<B>) && is_scalar_v<A> && is_scalar_v<B>,
+                       small_result<A, B>>::type::type;
 
-#define METAL_SMALL_ARITHMETIC(op)                                                                   \
-  template <class A, class B, class R = small_result_t<A, B>> inline R operator op(A a, B b) {       \
-    return R(static_cast<float>(R(a)) op static_cast<float>(R(b)));                                  \
-  }                                                                                                  \
-  template <class A, class B, class = small_result_t<A, B>, class = enable_if_t<is_small_v<A>>>      \
-  inline A& operator op##=(A& a, B b) {                                                              \
-    return a = A(a op b);                                                                            \
+#define METAL_SMALL_ARITHMETIC(op)                                                              \
+  template <class A, class B, class R = small_result_t<A, B>> inline R operator op(A a, B b) {  \
+    return R(static_cast<float>(R(a)) op static_cast<float>(R(b)));                             \
+  }                                                                                             \
+  template <class A, class B, class = small_result_t<A, B>, class = enable_if_t<is_small_v<A>>> \
+  inline A& operator op## = (A & a, B b) {                                                      \
+    return a = A(a op b);                                                                       \
   }
-#define METAL_SMALL_COMPARISON(op)                                                                   \
-  template <class A, class B, class R = small_result_t<A, B>> inline bool operator op(A a, B b) {    \
-    return static_cast<float>(R(a)) op static_cast<float>(R(b));                                     \
+#define METAL_SMALL_COMPARISON(op)                                                                \
+  template <class A, class B, class R = small_result_t<A, B>> inline bool operator op(A a, B b) { \
+    return static_cast<float>(R(a)) op static_cast<float>(R(b));                                  \
   }
-METAL_SMALL_ARITHMETIC(+) METAL_SMALL_ARITHMETIC(-) METAL_SMALL_ARITHMETIC(*) METAL_SMALL_ARITHMETIC(/)
-METAL_SMALL_COMPARISON(==) METAL_SMALL_COMPARISON(!=) METAL_SMALL_COMPARISON(<) METAL_SMALL_COMPARISON(<=)
-METAL_SMALL_COMPARISON(>) METAL_SMALL_COMPARISON(>=)
-template <class A, class = enable_if_t<is_small_v<A>>> inline A operator-(A a) { return A(-static_cast<float>(a)); }
+METAL_SMALL_ARITHMETIC(+)
+METAL_SMALL_ARITHMETIC(-)
+METAL_SMALL_ARITHMETIC(*)
+METAL_SMALL_ARITHMETIC(/)
+METAL_SMALL_COMPARISON(==)
+METAL_SMALL_COMPARISON(!=)
+METAL_SMALL_COMPARISON(<)
+METAL_SMALL_COMPARISON(<=)
+METAL_SMALL_COMPARISON(>)
+METAL_SMALL_COMPARISON(>=)
+template <class A, class = enable_if_t<is_small_v<A>>> inline A operator-(A a) {
+  return A(-static_cast<float>(a));
+}
 
 template <class T> struct numeric_limits;
-#define METAL_LIMITS(T, MIN, LOWEST, MAX, EPSILON, INF, NANV)                                        \
-  template <> struct numeric_limits<T> {                                                             \
-    static T min() { return MIN; }                                                                   \
-    static T lowest() { return LOWEST; }                                                             \
-    static T max() { return MAX; }                                                                   \
-    static T epsilon() { return EPSILON; }                                                           \
-    static T infinity() { return INF; }                                                              \
-    static T quiet_NaN() { return NANV; }                                                            \
+#define METAL_LIMITS(T, MIN, LOWEST, MAX, EPSILON, INF, NANV) \
+  template <> struct numeric_limits<T> {                      \
+    static T min() { return MIN; }                            \
+    static T lowest() { return LOWEST; }                      \
+    static T max() { return MAX; }                            \
+    static T epsilon() { return EPSILON; }                    \
+    static T infinity() { return INF; }                       \
+    static T quiet_NaN() { return NANV; }                     \
   };
-METAL_LIMITS(float, 1.17549435e-38f, -3.40282347e38f, 3.40282347e38f, 1.1920929e-7f, __builtin_inff(), __builtin_nanf(""))
-METAL_LIMITS(half, half(6.103515625e-5f), half(-65504.0f), half(65504.0f), half(9.765625e-4f), half(__builtin_inff()),
-             half(__builtin_nanf("")))
-METAL_LIMITS(bfloat, bfloat(1.17549435e-38f), as_type<bfloat>(uint16_t(0xff7f)), as_type<bfloat>(uint16_t(0x7f7f)),
-             bfloat(7.8125e-3f), bfloat(__builtin_inff()), bfloat(__builtin_nanf("")))
+METAL_LIMITS(float, 1.17549435e-38f, -3.40282347e38f, 3.40282347e38f, 1.1920929e-7f, __builtin_inff(),
+             __builtin_nanf(""))
+METAL_LIMITS(half, half(6.103515625e-5f), half(-65504.0f), half(65504.0f), half(9.765625e-4f),
+             half(__builtin_inff()), half(__builtin_nanf("")))
+METAL_LIMITS(bfloat, bfloat(1.17549435e-38f), as_type<bfloat>(uint16_t(0xff7f)),
+             as_type<bfloat>(uint16_t(0x7f7f)), bfloat(7.8125e-3f), bfloat(__builtin_inff()),
+             bfloat(__builtin_nanf("")))
 METAL_LIMITS(int, -2147483647 - 1, -2147483647 - 1, 2147483647, 0, 0, 0)
 METAL_LIMITS(uint, 0, 0, 4294967295u, 0, 0, 0)
 METAL_LIMITS(uchar, 0, 0, 255, 0, 0, 0)

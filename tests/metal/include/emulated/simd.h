@@ -3,8 +3,14 @@
 
 namespace metal {
 
-enum class mem_flags : uint { mem_none = 0, mem_device = 1, mem_threadgroup = 2, mem_texture = 4,
-                              mem_threadgroup_imageblock = 8, mem_device_and_threadgroup = 3 };
+enum class mem_flags : uint {
+  mem_none = 0,
+  mem_device = 1,
+  mem_threadgroup = 2,
+  mem_texture = 4,
+  mem_threadgroup_imageblock = 8,
+  mem_device_and_threadgroup = 3
+};
 inline mem_flags operator|(mem_flags a, mem_flags b) { return mem_flags(uint(a) | uint(b)); }
 
 #define METAL_HERE int line = __builtin_LINE()
@@ -44,8 +50,10 @@ template <class T, class F> inline T reduce(const Lanes<T>& lanes, F combine) {
   for (unsigned i = 0; i < EMULATED_WIDTH; ++i) value[i] = lanes[i], present[i] = lanes.has(i);
   for (unsigned step = EMULATED_WIDTH / 2; step; step /= 2)
     for (unsigned i = 0; i < step; ++i) {
-      if (present[i] && present[i + step]) value[i] = combine(value[i], value[i + step]);
-      else if (present[i + step]) value[i] = value[i + step];
+      if (present[i] && present[i + step])
+        value[i] = combine(value[i], value[i + step]);
+      else if (present[i + step])
+        value[i] = value[i + step];
       present[i] = present[i] || present[i + step];
     }
   return value[0];
@@ -59,24 +67,31 @@ template <class T, class F> inline T prefix(const Lanes<T>& lanes, T start, bool
 
 }  // namespace emulated
 
-#define METAL_REDUCTION(name, expression)                                                            \
-  template <class T> inline T name(T value, METAL_HERE) {                                            \
-    return emulated::reduce(emulated::exchange(value, EmulatedWait::name, line), [](T a, T b) { return T(expression); });        \
+#define METAL_REDUCTION(name, expression)                                        \
+  template <class T> inline T name(T value, METAL_HERE) {                        \
+    return emulated::reduce(emulated::exchange(value, EmulatedWait::name, line), \
+                            [](T a, T b) { return T(expression); });             \
   }
-METAL_REDUCTION(simd_sum, a + b) METAL_REDUCTION(simd_product, a * b) METAL_REDUCTION(simd_max, max(a, b))
-METAL_REDUCTION(simd_min, min(a, b)) METAL_REDUCTION(simd_and, a & b) METAL_REDUCTION(simd_or, a | b)
+METAL_REDUCTION(simd_sum, a + b)
+METAL_REDUCTION(simd_product, a * b)
+METAL_REDUCTION(simd_max, max(a, b))
+METAL_REDUCTION(simd_min, min(a, b))
+METAL_REDUCTION(simd_and, a & b)
+METAL_REDUCTION(simd_or, a | b)
 METAL_REDUCTION(simd_xor, a ^ b)
 
 // Beyond the ends of the group a shuffle by distance returns the lane's own value.
-#define METAL_SHUFFLE(name, from, wait)                                                              \
-  template <class T> inline T name(T value, ushort n, METAL_HERE) {                                  \
-    auto lanes = emulated::exchange(value, EmulatedWait::wait, line);                                                  \
-    unsigned source = from;                                                                          \
-    return source < EMULATED_WIDTH ? lanes[source] : value;                                              \
+#define METAL_SHUFFLE(name, from, wait)                               \
+  template <class T> inline T name(T value, ushort n, METAL_HERE) {   \
+    auto lanes = emulated::exchange(value, EmulatedWait::wait, line); \
+    unsigned source = from;                                           \
+    return source < EMULATED_WIDTH ? lanes[source] : value;           \
   }
-METAL_SHUFFLE(simd_shuffle, n, simd_shuffle) METAL_SHUFFLE(simd_shuffle_xor, lanes.self ^ n, simd_shuffle_xor)
+METAL_SHUFFLE(simd_shuffle, n, simd_shuffle)
+METAL_SHUFFLE(simd_shuffle_xor, lanes.self ^ n, simd_shuffle_xor)
 METAL_SHUFFLE(simd_shuffle_down, lanes.self + n, simd_shuffle_down)
-METAL_SHUFFLE(simd_shuffle_up, lanes.self - n, simd_shuffle_up) METAL_SHUFFLE(simd_broadcast, n, simd_broadcast)
+METAL_SHUFFLE(simd_shuffle_up, lanes.self - n, simd_shuffle_up)
+METAL_SHUFFLE(simd_broadcast, n, simd_broadcast)
 METAL_SHUFFLE(simd_shuffle_rotate_down, (lanes.self + n) % EMULATED_WIDTH, simd_shuffle_down)
 METAL_SHUFFLE(simd_shuffle_rotate_up, (lanes.self - n) % EMULATED_WIDTH, simd_shuffle_up)
 template <class T> inline T simd_broadcast_first(T value, METAL_HERE) {
@@ -84,12 +99,15 @@ template <class T> inline T simd_broadcast_first(T value, METAL_HERE) {
   return lanes[__builtin_ctz(lanes.active)];
 }
 
-#define METAL_PREFIX(name, start, inclusive, op)                                                     \
-  template <class T> inline T name(T value, METAL_HERE) {                                            \
-    return emulated::prefix(emulated::exchange(value, EmulatedWait::simd_prefix, line), T(start), inclusive, [](T a, T b) { return T(a op b); }); \
+#define METAL_PREFIX(name, start, inclusive, op)                                                             \
+  template <class T> inline T name(T value, METAL_HERE) {                                                    \
+    return emulated::prefix(emulated::exchange(value, EmulatedWait::simd_prefix, line), T(start), inclusive, \
+                            [](T a, T b) { return T(a op b); });                                             \
   }
-METAL_PREFIX(simd_prefix_exclusive_sum, 0, false, +) METAL_PREFIX(simd_prefix_inclusive_sum, 0, true, +)
-METAL_PREFIX(simd_prefix_exclusive_product, 1, false, *) METAL_PREFIX(simd_prefix_inclusive_product, 1, true, *)
+METAL_PREFIX(simd_prefix_exclusive_sum, 0, false, +)
+METAL_PREFIX(simd_prefix_inclusive_sum, 0, true, +)
+METAL_PREFIX(simd_prefix_exclusive_product, 1, false, *)
+METAL_PREFIX(simd_prefix_inclusive_product, 1, true, *)
 
 struct simd_vote {
   typedef uint64_t vote_t;
@@ -114,29 +132,39 @@ inline bool simd_is_first(METAL_HERE) {
 
 // Threads of a threadgroup and threadgroups run one at a time: an atomic is a plain variable of its own type.
 enum memory_order { memory_order_relaxed };
-template <class T> struct atomic { T value; };
+template <class T> struct atomic {
+  T value;
+};
 typedef atomic<int> atomic_int;
 typedef atomic<uint> atomic_uint;
 typedef atomic<float> atomic_float;
 typedef atomic<bool> atomic_bool;
 
 template <class T> inline T atomic_load_explicit(const atomic<T>* a, memory_order) { return a->value; }
-template <class T, class U> inline void atomic_store_explicit(atomic<T>* a, U v, memory_order) { a->value = T(v); }
-#define METAL_ATOMIC(name, expression)                                                               \
-  template <class T, class U> inline T name(atomic<T>* a, U operand, memory_order) {                 \
-    T old = a->value, v = T(operand);                                                                \
-    a->value = T(expression);                                                                        \
-    return old;                                                                                      \
+template <class T, class U> inline void atomic_store_explicit(atomic<T>* a, U v, memory_order) {
+  a->value = T(v);
+}
+#define METAL_ATOMIC(name, expression)                                               \
+  template <class T, class U> inline T name(atomic<T>* a, U operand, memory_order) { \
+    T old = a->value, v = T(operand);                                                \
+    a->value = T(expression);                                                        \
+    return old;                                                                      \
   }
-METAL_ATOMIC(atomic_fetch_add_explicit, old + v) METAL_ATOMIC(atomic_fetch_sub_explicit, old - v)
-METAL_ATOMIC(atomic_fetch_max_explicit, max(old, v)) METAL_ATOMIC(atomic_fetch_min_explicit, min(old, v))
-METAL_ATOMIC(atomic_fetch_and_explicit, old & v) METAL_ATOMIC(atomic_fetch_or_explicit, old | v)
-METAL_ATOMIC(atomic_fetch_xor_explicit, old ^ v) METAL_ATOMIC(atomic_exchange_explicit, v)
-template <class T, class U>
-inline bool atomic_compare_exchange_weak_explicit(atomic<T>* a, T* expected, U v, memory_order, memory_order) {
+METAL_ATOMIC(atomic_fetch_add_explicit, old + v)
+METAL_ATOMIC(atomic_fetch_sub_explicit, old - v)
+METAL_ATOMIC(atomic_fetch_max_explicit, max(old, v))
+METAL_ATOMIC(atomic_fetch_min_explicit, min(old, v))
+METAL_ATOMIC(atomic_fetch_and_explicit, old& v)
+METAL_ATOMIC(atomic_fetch_or_explicit, old | v)
+METAL_ATOMIC(atomic_fetch_xor_explicit, old ^ v)
+METAL_ATOMIC(atomic_exchange_explicit, v)
+template <class T, class U> inline bool atomic_compare_exchange_weak_explicit(atomic<T>* a, T* expected, U v,
+                                                                              memory_order, memory_order) {
   bool same = a->value == *expected;
-  if (same) a->value = T(v);
-  else *expected = a->value;
+  if (same)
+    a->value = T(v);
+  else
+    *expected = a->value;
   return same;
 }
 
