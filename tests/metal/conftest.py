@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import mlx.core as mx
 import pytest
 
 from macmoe.kernels import grouped_attention, latent_attention, source
+from tests.kernels.cases import route_cases, small_cases
 from tests.metal import emulator
 
 
@@ -21,13 +23,40 @@ def emulate(monkeypatch):
     if reason := emulator.missing():
         pytest.skip(reason)
 
-    def use(order="forward", change=lambda launch: launch, launcher=emulator.emulated):
+    def use(order="forward", change=lambda launch: launch):
         source._compiled.cache_clear()
-        arguments = () if order == "forward" else (order,)
-        monkeypatch.setattr(
-            source, "LAUNCHERS", {"emulator": lambda launch: launcher(change(launch), *arguments)}
-        )
+        launcher = {"emulator": lambda launch: emulator.emulated(change(launch), order)}
+        monkeypatch.setattr(source, "LAUNCHERS", launcher)
         monkeypatch.setattr(source, "backend", lambda: "emulator")
 
     yield use
+    source._compiled.cache_clear()
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """Return what all kernels are launched with in a type: launch, inputs, types of outputs. Nothing runs."""
+
+    def collect(dtype):
+        found = {}
+
+        def record(launch):
+            def run(*, inputs, output_shapes, output_dtypes, **_):
+                found[launch, str([(array.shape, array.dtype) for array in inputs])] = (
+                    launch,
+                    inputs,
+                    output_dtypes,
+                )
+                return [mx.zeros(*output) for output in zip(output_shapes, output_dtypes, strict=True)]
+
+            return run
+
+        source._compiled.cache_clear()
+        monkeypatch.setattr(source, "LAUNCHERS", {"recorder": record})
+        monkeypatch.setattr(source, "backend", lambda: "recorder")
+        for case in {**small_cases(dtype), **route_cases()}.values():
+            case()
+        return list(found.values())
+
+    yield collect
     source._compiled.cache_clear()

@@ -153,7 +153,8 @@ Progress step(unsigned index) {
     fail("%s: of SIMD group %u, lane %u waits in %s (line %d), lane %u has returned", divergent(*first),
          index, first->lane.index, WAITS[int(first->operation)], first->line, absent->lane.index);
   if (first->operation == EmulatedWait::barrier) return Progress::at_barrier;
-  groups[index].active[first->lane.turn ^ 1u] = active;
+  groups[index].active = active;
+  groups[index].reduced = false;
   for (unsigned i = 0; i < count; ++i)
     if (lanes[i].state == State::waiting) lanes[i].state = State::ready;
   return Progress::going;

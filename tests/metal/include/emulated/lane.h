@@ -8,7 +8,9 @@ constexpr unsigned EMULATED_SLOT_BYTES = 32;  // the largest value that SIMD lan
 // Two sets of slots alternate: a lane writes the next set only after all lanes have read this one.
 struct EmulatedGroup {
   alignas(32) unsigned char slot[2][EMULATED_WIDTH][EMULATED_SLOT_BYTES];
-  unsigned active[2];  // the lanes that took part
+  unsigned active;  // the lanes that took part in the last operation
+  bool reduced;     // whether a lane has put their sum or the like into `result`
+  alignas(32) unsigned char result[EMULATED_SLOT_BYTES];
 };
 
 struct EmulatedLane {

@@ -40,12 +40,17 @@ template <class T> inline Lanes<T> exchange(T value, EmulatedWait operation, int
   EmulatedGroup& group = *me.group;
   __builtin_memcpy(group.slot[turn][me.index], &value, sizeof(T));
   emulated_wait(operation, line);
-  return Lanes<T>{group.slot[turn], group.active[turn], me.index};
+  return Lanes<T>{group.slot[turn], group.active, me.index};
 }
 
-// Pairs at distance 16, 8, .. 1: every lane gets the same bits. Absent lanes are skipped.
+// Pairs at distance 16, 8, .. 1; absent lanes are skipped. The first lane does it for all.
 template <class T, class F> inline T reduce(const Lanes<T>& lanes, F combine) {
+  EmulatedGroup& group = *emulated_lane->group;
   T value[EMULATED_WIDTH];
+  if (group.reduced) {
+    __builtin_memcpy(value, group.result, sizeof(T));
+    return value[0];
+  }
   bool present[EMULATED_WIDTH];
   for (unsigned i = 0; i < EMULATED_WIDTH; ++i) value[i] = lanes[i], present[i] = lanes.has(i);
   for (unsigned step = EMULATED_WIDTH / 2; step; step /= 2)
@@ -56,6 +61,8 @@ template <class T, class F> inline T reduce(const Lanes<T>& lanes, F combine) {
         value[i] = value[i + step];
       present[i] = present[i] || present[i + step];
     }
+  __builtin_memcpy(group.result, value, sizeof(T));
+  group.reduced = true;
   return value[0];
 }
 
