@@ -110,7 +110,7 @@ def plain_kernels(model: Model, cache: ModelCache, views: Collection[str] = VIEW
     return _kernels(_greedy(logits), _greedy(_frame(model, token)), len(model.model.layers), views)
 
 
-def peer_kernels(peer: Any, cache: list[Any]) -> Kernels:
+def peer_kernels(peer: Any, cache: list[Any], views: Collection[str] = VIEWS) -> Kernels:
     """Count the kernels of mlx-lm's model and of its greedy choice (generate_step)."""
     token = mx.array([[TOKEN]], dtype=mx.uint32)
 
@@ -120,4 +120,4 @@ def peer_kernels(peer: Any, cache: list[Any]) -> Kernels:
 
     frame = peer.lm_head if "lm_head" in peer else peer.model.embed_tokens.as_linear
     empty = frame(peer.model.norm(peer.model.embed_tokens(token)))
-    return _kernels(chosen(peer(token, cache=cache)), chosen(empty), len(peer.layers), VIEWS)
+    return _kernels(chosen(peer(token, cache=cache)), chosen(empty), len(peer.layers), views)

@@ -69,6 +69,7 @@ def join(matrices: Sequence[nn.Module]) -> Matrix | None:
         _take_views(matrices, arrays)
     biases = [matrix["bias"] for matrix in matrices if "bias" in matrix]
     bias = mx.concatenate(biases) if len(biases) == len(matrices) else None
+    mx.eval(bias)  # else a compiled step would join them again for every token
     _, bits, group_size, mode, _ = form
     return Matrix(arrays=arrays, bits=bits, group_size=group_size, mode=mode, bias=bias)
 

@@ -98,7 +98,7 @@ class DecodeStep:
             delta = layer.feed_forward(normed)
             following = self.layers[index + 1].norms[0] if index + 1 < len(self.layers) else decoder.norm.weight
             x, normed = add_norm(x, delta, following, layer.eps)
-        return self._model.logits(normed[None])[0]
+        return self._model.logits(normed[None]).squeeze(0)  # an index would be a kernel more
 
     def __call__(self, token: mx.array, cache: ModelCache) -> mx.array:
         """Return the logits [1, vocab] after one more token [1]; `cache` is updated."""
