@@ -103,5 +103,4 @@ def test_a_token_costs_fewer_kernels_than_with_plain_operations_and_with_mlx_lm(
     ours = step_kernels(model, step, filled_cache(model), COUNTED)
     plain = plain_kernels(model, filled_cache(model), COUNTED)
     theirs = peer_kernels(peer, caches, COUNTED)
-    print(name, ours, plain, theirs)
     assert 1.6 * ours.layer <= min(plain.layer, theirs.layer)
