@@ -37,7 +37,7 @@ def _launch(
 def record_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every launch of a kernel of ours be one marked operation."""
     monkeypatch.setattr(source, "backend", lambda: "recorded")
-    monkeypatch.setitem(source.LAUNCHERS, "recorded", lambda launch: _launch)
+    monkeypatch.setitem(source.LAUNCHERS, "recorded", lambda _: _launch)
 
 
 def record_fast_operations(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The counter of kernels: what it counts, and how many a token of each family costs at the published shapes."""
+"""The counter of kernels: what it counts, and how many a token costs at the published shapes."""
 
 from __future__ import annotations
 

@@ -68,7 +68,9 @@ def peer_model(model: Model, config: Mapping[str, Any]) -> nn.Module:
         peer.load_weights(list(arrays.items()))
     except ValueError as error:
         raise UsageError(f"mlx-lm cannot take over these weights ({error})") from None
-    for module in peer.modules():  # not only parameters: the tables of rotations would wait for the first token
+    for (
+        module
+    ) in peer.modules():  # not only parameters: the tables of rotations would wait for the first token
         mx.eval([value for value in module.values() if isinstance(value, mx.array)])
     return peer
 

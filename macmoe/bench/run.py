@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 
 from macmoe.bench.counting import Kernels
-from macmoe.bench.measure import Case, Plan, decode_case, prefill_case, random_prompt
+from macmoe.bench.measure import DECODE, Case, Plan, decode_case, prefill_case, random_prompt
 from macmoe.bench.peer import peer_model
 from macmoe.bench.sides import Ours, Peer, Side
 from macmoe.bench.traffic import bandwidth, token_bytes, weight_bytes
@@ -19,6 +19,7 @@ from macmoe.families import Model
 from macmoe.version import __version__
 
 OURS, PEER = "macmoe", "mlx-lm"
+USUAL_CONTEXTS, USUAL_PROMPTS = (512,), (2_048,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +72,18 @@ class Work:
     prompts: tuple[int, ...] = ()
     plan: Plan = field(default_factory=Plan)
 
+    @classmethod
+    def asked(cls, contexts: tuple[int, ...], prompts: tuple[int, ...], plan: Plan) -> Work:
+        """Return the cases asked for; where none is, one of each kind."""
+        if not contexts and not prompts:
+            contexts, prompts = USUAL_CONTEXTS, USUAL_PROMPTS
+        return cls(contexts=contexts, prompts=prompts, plan=plan)
+
+    @property
+    def cases(self) -> int:
+        """How many there are."""
+        return len(self.contexts) + len(self.prompts)
+
 
 @dataclass(slots=True, kw_only=True)
 class Report:
@@ -116,7 +129,7 @@ class Report:
 
     def _case(self, case: Case) -> dict[str, Any]:
         figures = case.to_json() | {"ratio": case.ratio(OURS, PEER)}
-        if case.size not in self.token_bytes or case.kind != "decode":
+        if case.size not in self.token_bytes or case.kind != DECODE:
             return figures
         limit = self.limit(case.size)
         shares = {name: times.rate / limit for name, times in case.sides.items() if times.rate}

@@ -1,0 +1,60 @@
+"""`macmoe bench`: speed, memory and kernels of a model, alone or beside mlx-lm."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from macmoe.bench.measure import Plan
+from macmoe.bench.run import PEER, Subject, Work, run
+from macmoe.cli.bench_report import save_plot, text
+from macmoe.cli.loading import open_session
+from macmoe.cli.options import no_kernels_option
+from macmoe.cli.terminal import progress_bar
+from macmoe.inspection import find_config
+from macmoe_converters.targets import hub_spelling
+
+COUNT = click.IntRange(min=1)
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("model_name", metavar="[MODEL]", required=False)
+@click.option("--shape", help="Random weights in the shape of a published model, such as gpt-oss-20b.")
+@click.option("--layers", type=COUNT, help="Only the first layers of --shape.")
+@click.option("--context", "contexts", type=COUNT, multiple=True, help="Decode after this many tokens.")
+@click.option("--prefill", "prompts", type=COUNT, multiple=True, help="Read a prompt of this many tokens.")
+@click.option("--tokens", type=COUNT, default=64, show_default=True, help="Decoded in a round.")
+@click.option("--rounds", type=COUNT, default=3, show_default=True, help="Of each side, in turn.")
+@click.option("--time-limit", type=click.FloatRange(min=0, min_open=True), help="Seconds for one case.")
+@click.option("--against", type=click.Choice([PEER]), help="Measure it too, on the same weights.")
+@click.option("--json", "json_file", type=click.File("w", atomic=True), help="Write JSON to a file, or to -.")
+@click.option("--plot", "plot_file", type=FILE, help="Draw the speeds into a PNG or SVG file.")
+@no_kernels_option
+def command(*, model_name: str | None, shape: str | None, layers: int | None, **how: Any) -> None:
+    """Measure decoding after a cache of random content, reading prompts, memory, and kernels per token.
+
+    MODEL is a checkpoint; --shape needs none. --context (usually 512) and --prefill (2,048) may be repeated.
+    """
+    if (model_name is None) == (shape is None) or (layers and not shape):
+        raise click.UsageError("Give either MODEL, or --shape NAME with or without --layers.")
+    config = find_config(model_name or shape or "")[0]
+    if shape:
+        subject = Subject.drawn(shape, config, layers)
+    else:
+        model = open_session(model_name or "").model
+        subject = Subject(name=model_name or "", model=model, config=hub_spelling(config))
+    plan = Plan(tokens=how["tokens"], rounds=how["rounds"], time_limit=how["time_limit"])
+    work = Work.asked(how["contexts"], how["prompts"], plan)
+    with progress_bar("measuring") as bar:
+        sides = subject.sides(against_peer=how["against"] is not None)
+        report = run(subject, sides, work, done=lambda report: bar(len(report.cases), work.cases))
+    if how["json_file"]:
+        click.echo(json.dumps(report.to_json(), indent=2), file=how["json_file"])
+    if how["json_file"] is None or how["json_file"].name != "-":
+        click.echo(text(report))
+    if how["plot_file"]:
+        save_plot(report, how["plot_file"])
