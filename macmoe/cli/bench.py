@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import click
 
 from macmoe.bench.measure import Plan
 from macmoe.bench.run import PEER, Subject, Work, run
-from macmoe.cli.bench_report import save_plot, text
+from macmoe.cli.bench_report import check_folder, check_plot, show
 from macmoe.cli.loading import open_session
 from macmoe.cli.options import no_kernels_option
 from macmoe.cli.terminal import progress_bar
@@ -18,7 +17,7 @@ from macmoe.inspection import find_config
 from macmoe_converters.targets import hub_spelling
 
 COUNT = click.IntRange(min=1)
-FILE = click.Path(dir_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
 
 
 @click.command()
@@ -31,8 +30,8 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--rounds", type=COUNT, default=3, show_default=True, help="Of each side, in turn.")
 @click.option("--time-limit", type=click.FloatRange(min=0, min_open=True), help="Seconds for one case.")
 @click.option("--against", type=click.Choice([PEER]), help="Measure it too, on the same weights.")
-@click.option("--json", "json_file", type=click.File("w", atomic=True), help="Write JSON to a file, or to -.")
-@click.option("--plot", "plot_file", type=FILE, help="Draw the speeds into a PNG or SVG file.")
+@click.option("--json", "json_file", type=FILE, callback=check_folder, help="Write JSON to a file, or to -.")
+@click.option("--plot", "plot_file", type=FILE, callback=check_plot, help="Draw into a PNG or SVG file.")
 @no_kernels_option
 def command(*, model_name: str | None, shape: str | None, layers: int | None, **how: Any) -> None:
     """Measure decoding after a cache of random content, reading prompts, memory, and kernels per token.
@@ -52,9 +51,4 @@ def command(*, model_name: str | None, shape: str | None, layers: int | None, **
     with progress_bar("measuring") as bar:
         sides = subject.sides(against_peer=how["against"] is not None)
         report = run(subject, sides, work, done=lambda report: bar(len(report.cases), work.cases))
-    if how["json_file"]:
-        click.echo(json.dumps(report.to_json(), indent=2), file=how["json_file"])
-    if how["json_file"] is None or how["json_file"].name != "-":
-        click.echo(text(report))
-    if how["plot_file"]:
-        save_plot(report, how["plot_file"])
+    show(report, how["json_file"], how["plot_file"])

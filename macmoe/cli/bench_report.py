@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+
+import click
 
 from macmoe.bench.measure import DECODE, Case, Times
 from macmoe.bench.run import OURS, PEER, Report, device_name, versions
@@ -77,16 +80,50 @@ def _reasons(report: Report) -> list[str]:
     ]
 
 
-def save_plot(report: Report, path: Path) -> None:
-    """Draw the speeds of all cases, medians with their spread.
+def check_folder(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
+    """Refuse a file in a folder that does not exist, before anything is measured.
 
     Raises:
-        UsageError: matplotlib is not installed, or draws no such file.
+        UsageError: See above.
     """
+    if path is not None and not path.parent.is_dir():
+        raise UsageError(f"{path}: there is no folder {path.parent}; create it first")
+    return path
+
+
+def check_plot(ctx: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
+    """Refuse a picture that cannot be drawn, before anything is measured.
+
+    Raises:
+        UsageError: matplotlib is not installed or knows no such format, or there is no such folder.
+    """
+    if path is None:
+        return None
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415 - an extra, and half a second
     except ImportError:
         raise UsageError("--plot needs matplotlib; install macmoe[plot]") from None
+    formats = Figure().canvas.get_supported_filetypes()
+    if path.suffix.removeprefix(".") not in formats:
+        raise UsageError(f"{path}: no format that can be drawn; there are {', '.join(formats)}")
+    return check_folder(ctx, parameter, path)
+
+
+def show(report: Report, json_file: Path | None, plot_file: Path | None) -> None:
+    """Print the table and write the files asked for; JSON on stdout takes the place of the table."""
+    if json_file is not None:
+        with click.open_file(json_file, "w", encoding="utf-8", atomic=True) as file:
+            file.write(json.dumps(report.to_json(), indent=2) + "\n")
+    if str(json_file) != "-":
+        click.echo(text(report))
+    if plot_file is not None:
+        _draw(report, plot_file)
+
+
+def _draw(report: Report, path: Path) -> None:
+    """Draw the speeds of all cases, medians with their spread."""
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
     figure = Figure(figsize=(2 + 2 * len(report.cases), 4), layout="constrained")
     panels = figure.subplots(1, len(report.cases), squeeze=False)[0]
     for panel, case in zip(panels, report.cases, strict=True):
@@ -98,7 +135,4 @@ def save_plot(report: Report, path: Path) -> None:
         panel.set_title(f"{case.kind} {case.size:,}")
         panel.set_ylabel("tokens per second")
     figure.suptitle(f"{report.name}, {device_name()}")
-    try:
-        figure.savefig(path)
-    except ValueError as error:
-        raise UsageError(f"{path}: {error}") from None
+    figure.savefig(path)
