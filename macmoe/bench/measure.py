@@ -43,7 +43,7 @@ class Times:
         tokens: Tokens of a round.
         ids: What the side wrote in the warm-up.
         peak_bytes: Most memory held in a round, as if the side were alone: its weights and what came on top.
-        cache_bytes: Of the cache that the last token reads.
+        cache_bytes: Of the cache that the next token reads.
         failure: Why the side has no times, or fewer.
     """
 

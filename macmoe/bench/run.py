@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 
 from macmoe.bench.counting import Kernels
-from macmoe.bench.measure import DECODE, Case, Plan, decode_case, prefill_case, random_prompt
+from macmoe.bench.measure import DECODE, Case, Plan, Times, decode_case, prefill_case, random_prompt
 from macmoe.bench.peer import peer_model
 from macmoe.bench.sides import Ours, Peer, Side
 from macmoe.bench.traffic import bandwidth, token_bytes, weight_bytes
@@ -109,6 +109,12 @@ class Report:
     kernels: dict[str, Kernels]
     cases: list[Case] = field(default_factory=list)
 
+    def transient_bytes(self, times: Times) -> int | None:
+        """Return how much memory a side held at most beyond its weights and its cache; None: not measured."""
+        if not times.peak_bytes:
+            return None
+        return times.peak_bytes - self.weight_bytes - times.cache_bytes
+
     def limit(self, context: int) -> float:
         """Return the tokens per second at which reading alone would fill the time."""
         return self.bandwidth / self.token_bytes[context]
@@ -129,6 +135,8 @@ class Report:
 
     def _case(self, case: Case) -> dict[str, Any]:
         figures = case.to_json() | {"ratio": case.ratio(OURS, PEER)}
+        for name, times in case.sides.items():
+            figures["sides"][name]["transient_bytes"] = self.transient_bytes(times)
         if case.size not in self.token_bytes or case.kind != DECODE:
             return figures
         limit = self.limit(case.size)

@@ -34,9 +34,10 @@ FILE = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
 @click.option("--plot", "plot_file", type=FILE, callback=check_plot, help="Draw into a PNG or SVG file.")
 @no_kernels_option
 def command(*, model_name: str | None, shape: str | None, layers: int | None, **how: Any) -> None:
-    """Measure decoding after a cache of random content, reading prompts, memory, and kernels per token.
+    """Measure speed, memory and kernels, also beside mlx-lm.
 
-    MODEL is a checkpoint; --shape needs none. --context (usually 512) and --prefill (2,048) may be repeated.
+    MODEL is a checkpoint; --shape needs none. Decoding follows a cache of random content (--context, usually
+    512), reading a prompt is timed until the first token (--prefill, 2,048); both may be repeated.
     """
     if (model_name is None) == (shape is None) or (layers and not shape):
         raise click.UsageError("Give either MODEL, or --shape NAME with or without --layers.")

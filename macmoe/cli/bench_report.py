@@ -59,7 +59,9 @@ def _case_rows(report: Report, case: Case, names: list[str]) -> list[tuple[str, 
     if case.same_tokens is not None and case.kind == DECODE:
         rows.append(("  tokens alike at first", *[str(case.same_tokens)] * len(names), ""))
     peaks = [size(side.peak_bytes) if side.peak_bytes else NOTHING for side in sides]
-    return [*rows, ("  peak memory", *peaks, "")]
+    transients = [report.transient_bytes(side) for side in sides]
+    beyond = [NOTHING if count is None else size(count) for count in transients]
+    return [*rows, ("  peak memory", *peaks, ""), ("  of it beyond weights and cache", *beyond, "")]
 
 
 def _rate(side: Times) -> str:

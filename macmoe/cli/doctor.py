@@ -22,7 +22,7 @@ BYTES_FROM = 1 << 20  # limits of the device from here on are bytes
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @no_kernels_option
 def command(*, names: tuple[str, ...], fresh: bool, as_json: bool) -> None:
-    """Describe this machine, and check and time the kernels on it.
+    """Describe this machine, and check the kernels on it.
 
     Each kind of layer is compared with plain MLX operations, and a token is timed both ways. What was found
     is remembered for this device and MLX version; a model whose kernels are wrong or slower runs without.

@@ -97,16 +97,19 @@ def measure(name: str, stage: Stage, plan: Plan, *, small: bool, done: Callable[
 
 
 def show(report: Report) -> None:
-    """Print the last case in a line."""
+    """Print the last case, a line for each side."""
     case = report.cases[-1]
-    parts = [f"{report.name} {case.kind} {case.size}:"]
-    for name, times in case.sides.items():
-        rates = ", ".join(f"{rate:.1f}" for rate in times.rates)
-        parts.append(f"{name} {times.rate or 0:.1f} tok/s ({rates}) peak {times.peak_bytes / 2**30:.2f} GiB")
-        parts.append(f"[{times.failure}]" if times.failure else "")
     ratio = case.ratio("macmoe", "mlx-lm")
-    parts.append(f"ratio {ratio:.2f}" if ratio else "")
-    print(" ".join(parts), flush=True)
+    print(f"{report.name} {case.kind} {case.size}" + (f": ratio {ratio:.2f}" if ratio else ""))
+    for name, times in case.sides.items():
+        speed = f"{times.rate:.1f} tok/s" if times.rate else "not measured"
+        rates = ", ".join(f"{rate:.1f}" for rate in times.rates)
+        beyond = (report.transient_bytes(times) or 0) / 2**30
+        print(
+            f"  {name:8} {speed} ({rates}); peak {times.peak_bytes / 2**30:.2f} GiB, {beyond:.2f} GiB beyond "
+            f"weights and cache; {report.kernels[name].layer:.1f} kernels per layer {times.failure}",
+            flush=True,
+        )
 
 
 def stage_of_shape(log: Log, stage_name: str, name: str, *, small: bool) -> None:

@@ -28,10 +28,12 @@ def test_a_checkpoint_is_measured_beside_mlx_lm(macmoe, tmp_path):
         labels[4],
         "  tokens alike at first",
         "  peak memory",
+        "  of it beyond weights and cache",
         "prompt of 6, tokens/s",
         "  lowest to highest",
         "  first token after",
         "  peak memory",
+        "  of it beyond weights and cache",
     ]
     assert labels[4].startswith("  of the limit (")
     figures = json.loads(path.read_text())
