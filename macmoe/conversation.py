@@ -106,6 +106,11 @@ class Conversation:
             raise UsageError(f"{len(results)} results for {len(self.pending)} pending tool calls")
         yield from self._answer([*self.messages, *self._results(results)], progress)
 
+    def forget(self) -> None:
+        """Read everything again for the next answer, because the model answers otherwise from now on."""
+        if self.cache is not None:
+            self.cache.forget()
+
     def run(self, call: ToolCall) -> str:
         """Run one call and return its result, or what is wrong with it, as text for the model."""
         return run_call(self._tools, call)

@@ -13,9 +13,11 @@ from macmoe.nn.cache import ModelCache
 from macmoe.protocols import Cache, LanguageModel
 from macmoe.sampling import Sampler
 
-PREFILL_CHUNK = (
-    1024  # tokens per forward pass over a prompt: bounds the memory of attention scores and expert rows
-)
+CHUNKS = (4096, 2048, 1024, 512)  # tokens per forward pass over a prompt
+# What a pass may hold beside weights and cache: more brings little, since experts are read once per pass anyway.
+PREFILL_BYTES = 5 * 2**28
+
+ROOM = 1024  # tokens for which a cache makes room at first, if the answer may be that long
 
 Progress = Callable[[int, int], None]
 
@@ -47,12 +49,18 @@ def check_prompt(model: LanguageModel, prompt: Sequence[int], offset: int = 0) -
         raise UsageError(f"token id {wrong[0]} is outside the vocabulary of {config.vocab_size} ids")
 
 
+def prefill_chunk(model: LanguageModel) -> int:
+    """Return how many tokens of a prompt to process at once: the most that stay within `PREFILL_BYTES`."""
+    per_token = model.config.prefill_bytes
+    return next((chunk for chunk in CHUNKS if chunk * per_token <= PREFILL_BYTES), CHUNKS[-1])
+
+
 def prefill(
     model: LanguageModel,
     prompt: Sequence[int],
     cache: Cache,
     *,
-    chunk: int = PREFILL_CHUNK,
+    chunk: int | None = None,
     progress: Progress | None = None,
 ) -> mx.array:
     """Process a prompt in chunks and return the logits [1, vocab] after its last token.
@@ -61,10 +69,11 @@ def prefill(
         model: The model.
         prompt: Token ids, at least one.
         cache: Filled with the prompt.
-        chunk: Tokens per forward pass.
+        chunk: Tokens per forward pass; None: `prefill_chunk`.
         progress: Called with (tokens done, tokens in all) after each chunk.
     """
     tokens = mx.array(list(prompt))[None]
+    chunk = chunk or prefill_chunk(model)
     begin = 0
     while begin + chunk < len(prompt):
         model.hidden(tokens[:, begin : begin + chunk], cache)
@@ -87,7 +96,7 @@ def generate(
     max_tokens: int,
     stop_ids: Collection[int] = (),
     cache: Cache | None = None,
-    chunk: int = PREFILL_CHUNK,
+    chunk: int | None = None,
     progress: Progress | None = None,
 ) -> Generator[Token, None, None]:
     """Yield tokens until a stop id (which is yielded), `max_tokens`, or the model's last position.
@@ -102,7 +111,7 @@ def generate(
         max_tokens: At most this many.
         stop_ids: End the answer.
         cache: Continue after its content; None starts afresh.
-        chunk: Tokens per forward pass over the prompt.
+        chunk: Tokens per forward pass over the prompt; None: `prefill_chunk`.
         progress: Called with (tokens done, tokens in all) during the prompt.
 
     Raises:
@@ -115,7 +124,7 @@ def generate(
     max_tokens = min(max_tokens, model.config.max_position_embeddings - start - len(prompt) + 1)
     if max_tokens < 1:
         return
-    cache.reserve(start + len(prompt) + min(max_tokens, chunk))
+    cache.reserve(start + len(prompt) + min(max_tokens, ROOM))
     sampler.begin(prompt)
     current = sampler(prefill(model, prompt, cache, chunk=chunk, progress=progress))
     mx.async_eval(current)

@@ -61,6 +61,10 @@ class PromptCache:
         self.tokens: list[int] = []
         self._stable: Snapshot | None = None
 
+    def forget(self) -> None:
+        """Hold nothing any more, because the model computes something else from now on."""
+        self.cache, self.tokens, self._stable = self._model.make_cache(), [], None
+
     def resume(self, prompt: Sequence[int]) -> list[int]:
         """Go back to where `prompt` departs from the tokens held, and return what is left to process.
 

@@ -110,6 +110,11 @@ class TextConfig(Protocol):
         """Number of positions the model knows."""
         ...
 
+    @property
+    def prefill_bytes(self) -> int:
+        """Bytes that a layer holds at once for each token of a prompt, weights and cache apart."""
+        ...
+
 
 @runtime_checkable
 class LanguageModel(Protocol):

@@ -170,7 +170,7 @@ class Session:
         """Answer with this adapter from now on, or, with None, as the model is without any.
 
         Adapters used before come back at once. What a cache holds was computed with the adapter of its time:
-        begin a new conversation after the exchange.
+        after the exchange let it forget (`PromptCache.forget`, `Conversation.forget`).
 
         Raises:
             MacmoeError: The folder holds no adapter for this model.

@@ -258,7 +258,8 @@ class RouterLora(LowRank):
 
     def __call__(self, x: mx.array) -> Routes:
         """Return the chosen experts and their weights."""
-        return self.base.choose(router_logits(x, self._score))
+        return self.base.choose(router_logits(x, self.score))
 
-    def _score(self, x: mx.array) -> mx.array:
+    def score(self, x: mx.array) -> mx.array:
+        """Apply the matrix and its adapter."""
         return self.base.score(x) + _times(self.spec.scale * _times(x, self.lora_a), self.lora_b)

@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 
 from macmoe.bench.run import versions
-from macmoe.decoding.choice import SWITCH, Verdict, remembered_verdict
+from macmoe.decoding.choice import Verdict, remembered_verdict
 from macmoe.decoding.step import DecodeStep
 from macmoe.families import Model
 from macmoe.kernels import source
@@ -78,8 +78,8 @@ def kernels_off() -> str | None:
     """Return why no kernels are used on this machine, None if they may be."""
     if source.backend() is None:
         return "kernels need a GPU; plain operations are used"
-    if os.environ.get(SWITCH) == "0":
-        return f"turned off ({SWITCH}=0); plain operations are used"
+    if os.environ.get(source.SWITCH) == "0":
+        return f"turned off ({source.SWITCH}=0); plain operations are used"
     return None
 
 

@@ -15,7 +15,7 @@ from macmoe.bench.sides import Side
 
 WARM_UP = 16  # tokens decoded before the clock starts
 # Tokens of the prompt before the first timed one: several chunks of either side, for all their kernels.
-WARM_UP_PROMPT = 4_096
+WARM_UP_PROMPT = 8_192
 DECODE, PREFILL = "decode", "prefill"
 
 

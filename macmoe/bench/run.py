@@ -134,7 +134,8 @@ class Report:
         }
 
     def _case(self, case: Case) -> dict[str, Any]:
-        figures = case.to_json() | {"ratio": case.ratio(OURS, PEER)}
+        figures = case.to_json()
+        figures["ratio"] = case.ratio(OURS, PEER)
         for name, times in case.sides.items():
             figures["sides"][name]["transient_bytes"] = self.transient_bytes(times)
         if case.size not in self.token_bytes or case.kind != DECODE:

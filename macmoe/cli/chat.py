@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import closing, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,11 +18,11 @@ from macmoe.cli.options import answer_options, cache_option, no_kernels_option, 
 from macmoe.cli.screen import PLAIN_WRITERS, LiveScreen, erase_live_line
 from macmoe.cli.slash import COMMANDS, run_command
 from macmoe.cli.terminal import is_terminal, note, printable
-from macmoe.errors import MacmoeError
+from macmoe.errors import MacmoeError, UsageError
 from macmoe.tools import load_tools
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from macmoe.chat.messages import ToolCall
     from macmoe.cli.events import Writers
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from macmoe.generate import Progress
     from macmoe.session import Session
 
+NO_ADAPTER = "off"
 MAX_ROUNDS = 16  # of tool calls for one question: a model that calls for ever must not run for ever
 SHOWN = 1000  # characters of a result
 REFUSED = "error: the user does not allow this call"
@@ -47,6 +48,13 @@ WELCOME = "{model}. /help lists the commands, Ctrl-C stops an answer, Ctrl-D lea
     type=click.Path(dir_okay=False, path_type=Path),
     help="A Python file that is run, and whose functions the model may call; may be repeated.",
 )
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Answer with this adapter; may be repeated, /adapter chooses by the folder's name.",
+)
 @click.option("--yes", is_flag=True, help="Run what the model calls without asking.")
 @click.option("--hide-thinking", is_flag=True, help="Do not show the thinking.")
 def command(
@@ -55,6 +63,7 @@ def command(
     settings: Settings,
     cache_file: Path | None,
     tool_files: tuple[Path, ...],
+    adapters: tuple[Path, ...],
     yes: bool,
     hide_thinking: bool,
 ) -> None:
@@ -64,7 +73,10 @@ def command(
     only answers go to stdout. Tools run when you agree; without a terminal to ask on, only with --yes.
     """
     tools = [tool for path in tool_files for tool in load_tools(path)]
+    named = names_of(adapters)
     session = open_session(model_name)
+    for path in reversed(named.values()):  # every one is read now, and the first is used
+        session.use_adapter(path)
     session.format.opening(settings.thinking)  # refuses what the model cannot do, before a question is asked
     with open_cache(session, cache_file) as cache:
         conversation = session.chat(settings, tools=tools, cache=cache)
@@ -73,10 +85,26 @@ def command(
             note(WELCOME.format(model=model_name))
         else:
             dialogue = in_pipe(session, conversation, yes=yes, hide_thinking=hide_thinking)
+        dialogue.adapters, dialogue.adapter = named, next(iter(named), None)
         dialogue.run()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+def names_of(folders: Sequence[Path]) -> dict[str, Path]:
+    """Return adapters by the names of their folders.
+
+    Raises:
+        UsageError: Two have the same name, or one has the name that stands for none.
+    """
+    named: dict[str, Path] = {}
+    for folder in folders:
+        name = folder.resolve().name
+        if name in named or name == NO_ADAPTER:
+            raise UsageError(f"{folder}: an adapter called '{name}' cannot be told apart; rename its folder")
+        named[name] = folder
+    return named
+
+
+@dataclass(slots=True, kw_only=True)
 class Dialogue:
     """Questions and commands on one side, answers on the other.
 
@@ -89,6 +117,8 @@ class Dialogue:
         progress: Shows how much of a prompt is read.
         interactive: Whether failures and Ctrl-C end only a turn.
         hide_thinking: Whether thinking is not shown at all.
+        adapters: The adapters to choose from, by name.
+        adapter: The name of the one that answers, or None.
     """
 
     session: Session
@@ -99,6 +129,8 @@ class Dialogue:
     progress: Progress | None = None
     interactive: bool
     hide_thinking: bool = False
+    adapters: dict[str, Path] = field(default_factory=dict)
+    adapter: str | None = None
 
     def run(self) -> None:
         """Take messages and commands until there are no more."""

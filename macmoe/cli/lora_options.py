@@ -49,8 +49,17 @@ SETTINGS: tuple[tuple[str, str, Any, str], ...] = (
     ("train", "evaluate_every", int, "Updates between two evaluations."),
     ("train", "save_every", int, "Updates between two savings."),
     ("train", "patience", int, "Stop after so many evaluations without a better one."),
+    ("train", "balance", float, "Weight of the loss that keeps experts in use, where routers are adapted."),
+    ("train", "sample_prompts", tuple, "A question to answer at every evaluation; may be repeated."),
+    ("train", "trackers", str, "Where metrics go as well, by comma: tensorboard, wandb."),
     ("train", "seed", int, "Decides the first factors and the order."),
 )
+# What click makes of a type.
+FORMS: dict[Any, dict[str, Any]] = {
+    bool: {"is_flag": True, "default": None},
+    tuple: {"multiple": True, "metavar": "TEXT"},
+}
+BY_COMMA = ("targets", "trackers")
 
 
 def run_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -63,9 +72,9 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
         given: dict[str, Any] = {"model": model, "out": out, "data": {"data": data}, "lora": {}, "train": {}}
         for section, name, *_ in SETTINGS:
             value = arguments.pop(name)
-            if name == "targets" and value is not None:
+            if name in BY_COMMA and value is not None:
                 value = value.split(",")
-            given[section][name] = value
+            given[section][name] = None if value == () else value
         command(options=read_run(config, given), **arguments)
 
     table = [
@@ -75,6 +84,6 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--out", type=click.Path(path_type=Path), help="The folder of the run."),
     ]
     for _, name, kind, text in SETTINGS:
-        flag = {"is_flag": True, "default": None} if kind is bool else {"type": kind}
+        flag = FORMS.get(kind, {"type": kind})
         table.append(click.option(f"--{name.replace('_', '-')}", name, help=text, **flag))
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(table), with_run)

@@ -10,7 +10,7 @@ import click
 
 from macmoe.cli.lora_options import run_options
 from macmoe.cli.lora_plan import plan_rows
-from macmoe.cli.terminal import note, progress_bar, table
+from macmoe.cli.terminal import note, printable, progress_bar, table
 from macmoe.tuning.config import RunOptions
 from macmoe.tuning.run import open_run, plan_run
 
@@ -43,11 +43,16 @@ def command(*, options: RunOptions, resume: bool) -> None:
 
 
 def _watch(progress: Callable[[int, int], None], line: Mapping[str, Any]) -> None:
-    """Show an update as progress, an evaluation as a line."""
+    """Show an update as progress, an evaluation as a line, an answer as it is."""
     if "valid_loss" in line:
         note(
             f"update {line['step']}: validation loss {line['valid_loss']:.4f}, "
             f"perplexity {line['perplexity']:.3f}"
         )
+    elif "samples" in line:
+        for sample in line["samples"]:
+            mode = "" if sample["thinking"] is None else f" (thinking {sample['thinking']})"
+            thinking = f"[{sample['reasoning'].strip()}] " if sample["reasoning"].strip() else ""
+            note(printable(f"{sample['prompt']}{mode}: {thinking}{sample['answer'].strip()}"))
     else:
         progress(line["step"], line["steps"])

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from macmoe.conversation import Settings
-from macmoe.decoding.choice import SWITCH
 from macmoe.errors import UsageError
+from macmoe.kernels.source import SWITCH
 from macmoe.prompt_cache import PromptCache
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from macmoe.cli.chat import Dialogue
 
 UNSET = "-"
+OFF = "off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,20 @@ def _system(dialogue: Dialogue, argument: str) -> None:
     _tell(dialogue, "system")
 
 
+def _adapter(dialogue: Dialogue, argument: str) -> None:
+    if argument:
+        wanted = None if argument == OFF else argument
+        if wanted is not None and wanted not in dialogue.adapters:
+            known = [*dialogue.adapters, OFF]
+            raise UsageError(f"there is no adapter '{argument}'; known are {', '.join(known)}")
+        if wanted != dialogue.adapter:
+            dialogue.session.use_adapter(None if wanted is None else dialogue.adapters[wanted])
+            dialogue.adapter = wanted
+            dialogue.conversation.forget()
+    others = [name for name in dialogue.adapters if name != dialogue.adapter]
+    note(f"adapter: {dialogue.adapter or OFF}" + (f" (there are {', '.join(others)})" if others else ""))
+
+
 def _undo(dialogue: Dialogue, _: str) -> None:
     note(f"taken back: {dialogue.conversation.undo()}")
 
@@ -132,6 +147,7 @@ COMMANDS = {
     "/thinking": Command(_thinking, "[off|on|low|medium|high]", "how much to think"),
     "/budget": Command(_budget, "[N]", "close the thinking after N tokens"),
     "/system": Command(_system, "[TEXT]", "the system message"),
+    "/adapter": Command(_adapter, "[NAME|off]", "which adapter answers"),
     "/undo": Command(_undo, "", "take back the last question and its answer"),
     "/retry": Command(_retry, "", "answer the last question again"),
     "/save": Command(_save, "FILE", "write the conversation to a file"),

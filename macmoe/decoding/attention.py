@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from macmoe.decoding.matrices import Matrix, join, stack_of
+from macmoe.decoding.matrices import Matrix, join
 from macmoe.kernels import grouped_attention, latent_attention
 from macmoe.kernels.grouped_attention import Heads
 from macmoe.models import gpt_oss, qwen3
@@ -100,8 +100,9 @@ def latent(module: LatentAttention, dtype: mx.Dtype, *, window: bool) -> Latent 
         rope_scale=module.rope_scale,
         eps=LATENT_NORM_EPS,
     )
-    up = stack_of(module.k_up_proj, dtype)
-    if up is None or type(module.v_up_proj) is not HeadLinear or not latent_attention.usable(form):
+    plain = type(module.k_up_proj) is HeadLinear and type(module.v_up_proj) is HeadLinear
+    up = module.k_up_proj.stack(dtype) if plain else None
+    if up is None or not latent_attention.usable(form):
         return None
     compress = join([module.q_a_proj, module.kv_a_proj_with_mqa])
     expand, output = join([module.q_b_proj]), join([module.o_proj])

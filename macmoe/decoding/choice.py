@@ -6,7 +6,6 @@ is kept per device, MLX version, kernel texts and form of the model.
 
 import hashlib
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -21,10 +20,10 @@ from macmoe.families import Model
 from macmoe.kernels import source
 from macmoe.location import cache_folder
 from macmoe.nn.cache import ModelCache
+from macmoe.nn.moe import Experts
 from macmoe.nn.positions import Positions
 from macmoe.version import __version__
 
-SWITCH = "MACMOE_KERNELS"  # "0" turns the kernels off
 PAST = 40  # tokens in the cache of a check
 TOKENS = 5  # checked per layer, and timed
 # Relative error of a sublayer, half of the tokens at least: rounding of the modules in that type, with a margin.
@@ -58,11 +57,6 @@ class Verdict:
         return self.right and self.seconds < self.plain_seconds
 
 
-def wanted() -> bool:
-    """Return whether kernels can run here and are not turned off."""
-    return source.backend() is not None and os.environ.get(SWITCH) != "0"
-
-
 def decode_step(model: Model, cache: ModelCache) -> DecodeStep | None:
     """Return the step for one conversation, None where the model's modules have to do.
 
@@ -70,16 +64,23 @@ def decode_step(model: Model, cache: ModelCache) -> DecodeStep | None:
         model: The model; a translation of it is kept on it.
         cache: Of one sequence, without padding, already holding a prompt.
     """
-    if not wanted() or cache.left_padding is not None:
+    if not source.enabled() or cache.left_padding is not None:
         return None
-    if model.translation is None or model.translation[0] != _identity(model):
+    if model.translation is None or model.translation[0] != identity(model):
         step = DecodeStep.of(model)
-        step = step if step is not None and remembered_verdict(model, step).use else None
-        model.translation = (_identity(model), step)
+        use = step is not None and remembered_verdict(model, step).use
+        for experts in mixtures(model):
+            experts.use_kernels = use
+        model.translation = (identity(model), step if use else None)
     return model.translation[1]
 
 
-def _identity(model: Model) -> tuple[int, ...]:
+def mixtures(model: Model) -> list[Experts]:
+    """Return the mixtures of experts of a model, whose modules use kernels for a few tokens."""
+    return [module for _, module in model.named_modules() if isinstance(module, Experts)]
+
+
+def identity(model: Model) -> tuple[int, ...]:
     """Return what changes when adapters or weights are exchanged."""
     return tuple(id(array) for _, array in tree_flatten(model.parameters()))
 
@@ -133,6 +134,8 @@ def examine(model: Model, step: DecodeStep) -> Verdict:
             errors[kinds[0]] = _attention_error(model, index, layer, dtype)
         if kinds[1] not in errors:
             errors[kinds[1]] = _feed_forward_error(model, index, layer, dtype)
+    for experts in mixtures(model)[:1]:
+        errors["several tokens"] = _several_tokens_error(experts, dtype)
     seconds, plain_seconds = _times(model, step)
     return Verdict(errors=errors, bound=BOUNDS[dtype], seconds=seconds, plain_seconds=plain_seconds)
 
@@ -174,6 +177,16 @@ def _feed_forward_error(model: Model, index: int, layer: Layer, dtype: mx.Dtype)
     module = model.model.layers[index].mlp
     # The median: a token whose experts are nearly tied may be sent to others by rounding.
     return statistics.median(_difference(layer.feed_forward(x), module(x[None])) for x in inputs)
+
+
+def _several_tokens_error(experts: Experts, dtype: mx.Dtype) -> float:
+    count, dim = experts.gate_up_proj.weight.shape[0], experts.down_proj.weight.shape[1]
+    x, weights = _noise((TOKENS, dim), 0, dtype), mx.ones((TOKENS, 2))
+    chosen = mx.random.randint(0, count, (TOKENS, 2), key=mx.random.key(1)).astype(mx.uint32)
+    stacks = experts.stacks(dtype)
+    assert stacks is not None, "a model with a translation has stacks"
+    experts.use_kernels = False
+    return _difference(experts.few(x, chosen, weights, stacks), experts(x, chosen, weights))
 
 
 def _times(model: Model, step: DecodeStep) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Matrices as the kernels take them: joined where they read the same input, and stacked experts."""
+"""Matrices as the kernels take them: joined where they read the same input."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,8 +7,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from macmoe.kernels.experts import Stack
-from macmoe.kernels.packed import CHUNK, Packing, packing_of
-from macmoe.nn.quantized import StackedLinear
+from macmoe.kernels.packed import Packing, packing_of
 
 PARTS = ("weight", "scales", "biases")  # of a matrix, row by row
 
@@ -46,11 +45,11 @@ class Matrix:
         )
 
     def stack(self, dtype: mx.Dtype) -> Stack | None:
-        """Return the matrix as a stack of one; see `stack_of`."""
+        """Return the matrix as a stack of one; see `Stack.fitting`."""
         packing = packing_of(self.mode, self.bits, self.group_size) if self.bits else Packing()
         if packing is None:
             return None
-        return _stack({part: array[None] for part, array in self.arrays.items()}, packing, dtype)
+        return Stack.fitting(packing, {part: array[None] for part, array in self.arrays.items()}, dtype)
 
 
 def join(matrices: Sequence[nn.Module]) -> Matrix | None:
@@ -69,7 +68,8 @@ def join(matrices: Sequence[nn.Module]) -> Matrix | None:
         _take_views(matrices, arrays)
     biases = [matrix["bias"] for matrix in matrices if "bias" in matrix]
     bias = mx.concatenate(biases) if len(biases) == len(matrices) else None
-    mx.eval(bias)  # else a compiled step would join them again for every token
+    if bias is not None:
+        mx.eval(bias)  # not once per token, in the compiled step
     _, bits, group_size, mode, _ = form
     return Matrix(arrays=arrays, bits=bits, group_size=group_size, mode=mode, bias=bias)
 
@@ -91,32 +91,3 @@ def _take_views(matrices: Sequence[nn.Module], joined: Mapping[str, mx.array]) -
             matrix[part] = array[begin:end]
         begin = end
     mx.eval([matrix[part] for matrix in matrices for part in joined])
-
-
-def _stack(arrays: Mapping[str, mx.array], packing: Packing, dtype: mx.Dtype) -> Stack | None:
-    stack = Stack(
-        packing=packing,
-        weight=arrays["weight"],
-        scales=arrays.get("scales"),
-        offsets=arrays.get("biases"),
-        bias=arrays.get("bias"),
-    )
-    floating = [array for array in arrays.values() if mx.issubdtype(array.dtype, mx.floating)]
-    fits = stack.columns % CHUNK == 0 and all(array.dtype == dtype for array in floating)
-    return stack if fits else None
-
-
-def stack_of(module: nn.Module, dtype: mx.Dtype) -> Stack | None:
-    """Return stacked experts or heads for the kernels; None if those cannot read them.
-
-    Args:
-        module: The stack; an adapted one is none.
-        dtype: Of the activations; floating-point parts have to have the same.
-    """
-    if not isinstance(module, StackedLinear):
-        return None
-    how = module.quantization
-    packing = Packing() if how is None else packing_of(how.mode, how.bits, how.group_size)
-    if packing is None or (how is not None and how.global_scale):
-        return None
-    return _stack({part: module[part] for part in (*PARTS, "bias") if part in module}, packing, dtype)

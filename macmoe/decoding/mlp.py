@@ -5,14 +5,14 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from macmoe.decoding.matrices import Matrix, join, stack_of
+from macmoe.decoding.matrices import Matrix, join
 from macmoe.kernels import experts as expert_kernels
 from macmoe.kernels import routing
 from macmoe.kernels.experts import Stack
 from macmoe.kernels.routing import Choice
 from macmoe.models import deepseek_v3, gpt_oss, qwen3
 from macmoe.nn.mlp import MLP, swiglu
-from macmoe.nn.moe import Experts
+from macmoe.nn.moe import Experts, kernel_activation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,10 +91,8 @@ def dense(module: MLP, dtype: mx.Dtype) -> Dense | None:  # noqa: ARG001 - any t
 
 
 def _stacks(experts: Experts, dtype: mx.Dtype) -> ExpertStacks | None:
-    gate_up, down = stack_of(experts.gate_up_proj, dtype), stack_of(experts.down_proj, dtype)
-    if gate_up is None or down is None or not expert_kernels.usable(gate_up, down):
-        return None
-    return ExpertStacks(gate_up=gate_up, down=down)
+    stacks = experts.stacks(dtype)
+    return None if stacks is None else ExpertStacks(gate_up=stacks[0], down=stacks[1])
 
 
 def _router(module: nn.Module, choice: Choice, dtype: mx.Dtype) -> Router | None:
@@ -115,8 +113,8 @@ def gpt_oss_mlp(module: gpt_oss.SparseMLP, dtype: mx.Dtype) -> Sparse | None:
     experts = _stacks(module.experts, dtype)
     if router is None or experts is None:
         return None
-    limit = module.experts.activation.keywords["limit"]
-    return Sparse(router=router, experts=experts, activation=expert_kernels.CLAMPED_SWIGLU, limit=limit)
+    kind, limit = kernel_activation(module.experts.activation) or (expert_kernels.NONE, 0.0)
+    return Sparse(router=router, experts=experts, activation=kind, limit=limit)
 
 
 def qwen3_mlp(module: qwen3.SparseMLP, dtype: mx.Dtype) -> Sparse | None:

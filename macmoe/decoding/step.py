@@ -13,7 +13,7 @@ import mlx.nn as nn
 
 from macmoe.decoding import attention, mlp
 from macmoe.families import Model
-from macmoe.kernels.add_norm import add_norm
+from macmoe.kernels.add_norm import add_norm, usable
 from macmoe.kernels.packed import KINDS
 from macmoe.models import deepseek_v3, gpt_oss, qwen3
 from macmoe.nn.cache import ModelCache
@@ -58,13 +58,14 @@ class DecodeStep:
     def __init__(self, model: Model, layers: Sequence[Layer]) -> None:
         self._model = model
         self.layers = tuple(layers)
-        self._run = mx.compile(self.trace)
+        self.run = mx.compile(self.trace)
 
     @classmethod
     def of(cls, model: Model) -> "DecodeStep | None":
         """Translate a model; None if some part of it has no translation."""
-        dtype = model.model.norm.weight.dtype
-        if dtype not in KINDS:
+        scale = model.model.norm.weight
+        dtype = scale.dtype
+        if dtype not in KINDS or not usable(scale.shape[0]):
             return None
         layers = []
         for layer, window in zip(model.model.layers, model.model.windows, strict=True):
@@ -98,7 +99,7 @@ class DecodeStep:
             delta = layer.feed_forward(normed)
             following = self.layers[index + 1].norms[0] if index + 1 < len(self.layers) else decoder.norm.weight
             x, normed = add_norm(x, delta, following, layer.eps)
-        return self._model.logits(normed[None]).squeeze(0)  # an index would be a kernel more
+        return self._model.logits(normed[None]).reshape(1, -1)
 
     def __call__(self, token: mx.array, cache: ModelCache) -> mx.array:
         """Return the logits [1, vocab] after one more token [1]; `cache` is updated."""
@@ -108,7 +109,7 @@ class DecodeStep:
             key = str(layer.window)
             if key not in places:
                 places[key] = mx.array([cache.offset, room.row, room.first], dtype=mx.int32)
-        logits = self._run(token, places, [room.buffers for room in rooms])
+        logits = self.run(token, places, [room.buffers for room in rooms])
         for layer in cache:
             layer.advance(1)
         return logits

@@ -2,32 +2,35 @@
 
 import mlx.core as mx
 
-from macmoe.kernels.packed import KINDS
+from macmoe.kernels.packed import KINDS, LOAD
 from macmoe.kernels.source import Kernel, launch
 
-THREADS = 512
+MAX_THREADS = 1024  # of one threadgroup
 
 KERNEL = Kernel(
     name="add_norm",
+    header=LOAD,
     body="""
   threadgroup float partial[THREADS / 32];
-  const uint token = threadgroup_position_in_grid.x;
-  const uint thread_index = thread_index_in_threadgroup;
-  float kept[PER_THREAD];
+  const uint column = thread_index_in_threadgroup * 8;
+  const uint place = threadgroup_position_in_grid.x * DIM + column;
+  float kept[8], other[8], factor[8];
   float squares = 0.0f;
-  for (int i = 0; i < PER_THREAD; i++) {
-    const uint column = thread_index + i * THREADS;
-    kept[i] = 0.0f;
-    if (column < DIM) {
-      float value = float(x[token * DIM + column]) + float(delta[token * DIM + column]);
+  for (int i = 0; i < 8; i++) kept[i] = 0.0f;
+  if (column < DIM) {
+    load_floats(x + place, kept, 8);
+    load_floats(delta + place, other, 8);
+    load_floats(weight + column, factor, 8);
+    for (int i = 0; i < 8; i++) kept[i] += other[i];
 #if HAS_BIAS
-      value += float(bias[column]);
+    load_floats(bias + column, other, 8);
+    for (int i = 0; i < 8; i++) kept[i] += other[i];
 #endif
-      const T rounded = T(value);
-      sum[token * DIM + column] = rounded;
-      kept[i] = float(rounded);
+    for (int i = 0; i < 8; i++) {
+      kept[i] = float(T(kept[i]));
+      squares += kept[i] * kept[i];
     }
-    squares += kept[i] * kept[i];
+    store_floats(sum + place, kept);
   }
   squares = simd_sum(squares);
   if (thread_index_in_simdgroup == 0) partial[simdgroup_index_in_threadgroup] = squares;
@@ -35,12 +38,17 @@ KERNEL = Kernel(
   squares = 0.0f;
   for (int i = 0; i < THREADS / 32; i++) squares += partial[i];
   const float scale = metal::rsqrt(squares / DIM + EPS);
-  for (int i = 0; i < PER_THREAD; i++) {
-    const uint column = thread_index + i * THREADS;
-    if (column < DIM) normed[token * DIM + column] = T(kept[i] * scale * float(weight[column]));
+  if (column < DIM) {
+    for (int i = 0; i < 8; i++) kept[i] *= scale * factor[i];
+    store_floats(normed + place, kept);
   }
 """,
 )
+
+
+def usable(dim: int) -> bool:
+    """Return whether one threadgroup can hold a row of this width, 8 values in each thread."""
+    return dim % 8 == 0 and dim <= 8 * MAX_THREADS
 
 
 def reference(
@@ -57,7 +65,7 @@ def add_norm(
     """Do the same in one launch, rounding the sum once."""
     tokens, dim = x.shape
     inputs = {"x": x, "delta": delta, "weight": weight} | ({} if bias is None else {"bias": bias})
-    threads = min(THREADS, -(-dim // 32) * 32)
+    threads = -(-dim // 256) * 32
     total, normed = launch(
         KERNEL,
         inputs,
@@ -69,7 +77,6 @@ def add_norm(
             "EPS": eps,
             "HAS_BIAS": bias is not None,
             "THREADS": threads,
-            "PER_THREAD": -(-dim // threads),
         },
         groups=(tokens, 1, 1),
         threads=threads,

@@ -5,11 +5,12 @@ Every pair of rows is one SIMD group's work, and each weight is read once, also 
 the first (token, slot) pair of an expert takes the others of the call with it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import mlx.core as mx
 
-from macmoe.kernels.packed import KINDS, LOAD, PLAIN, UNPACK, Packing
+from macmoe.kernels.packed import CHUNK, KINDS, LOAD, PLAIN, UNPACK, Packing
 from macmoe.kernels.source import Kernel, launch
 
 NONE, SWIGLU, CLAMPED_SWIGLU = range(3)
@@ -27,6 +28,25 @@ class Stack:
     scales: mx.array | None = None
     offsets: mx.array | None = None
     bias: mx.array | None = None
+
+    @classmethod
+    def fitting(cls, packing: Packing, parts: Mapping[str, mx.array], dtype: mx.Dtype) -> "Stack | None":
+        """Return MLX's parts (weight, scales, biases, bias) as a stack, None if the kernels cannot read them.
+
+        Args:
+            packing: How they are stored.
+            parts: By MLX's names.
+            dtype: Of the activations: floating-point parts have to have the same.
+        """
+        stack = cls(
+            packing=packing,
+            weight=parts["weight"],
+            scales=parts.get("scales"),
+            offsets=parts.get("biases"),
+            bias=parts.get("bias"),
+        )
+        same = all(part.dtype in {dtype, mx.uint32, mx.uint8} for part in parts.values())
+        return stack if same and stack.columns % CHUNK == 0 else None
 
     @property
     def columns(self) -> int:

@@ -13,7 +13,8 @@ from macmoe.kernels.packed import KINDS, LOAD
 from macmoe.kernels.source import Kernel, launch
 
 SIMD_GROUPS = 8
-TARGET_GROUPS = 128  # threadgroups that fill a GPU
+TARGET_GROUPS = 256  # threadgroups that fill a GPU
+AHEAD = 2  # keys and values of a lane that are on their way together
 AT_ONCE = 4  # query heads of one SIMD group: what fits into registers
 
 
@@ -143,37 +144,45 @@ STEP = Kernel(
       sum[j][i] = 0.0f;
     }
   }
+  if (newest) {  // every lane has the score; one group of lanes starts with it
+    for (int j = 0; j < AT_ONCE; j++) {
+      float score = 0.0f;
+      for (int i = 0; i < 8; i++) {
+        score = metal::fma(query[j][i], heads[TOGETHER * HEAD_DIM + column + i], score);
+      }
+      for (uint mask = 1; mask < LANES; mask <<= 1) score += simd_shuffle_xor(score, mask);
+      if (stripe == 0 && sub == 0) {
+        top[j] = score;
+        norm[j] = 1.0f;
+        for (int i = 0; i < 8; i++) sum[j][i] = heads[(TOGETHER + 1) * HEAD_DIM + column + i];
+      }
+    }
+  }
   const uint old = place - begin;
   const uint share = (old + PARTS - 1) / PARTS;
   const uint from = begin + metal::min(part * share, old);
   const uint to = begin + metal::min((part + 1) * share, old);
-  const uint rounds = (to - from + STRIPES * TOKENS - 1) / (STRIPES * TOKENS) + (newest ? 1 : 0);
-  for (uint round = 0; round < rounds; round++) {
-    const bool last = newest && round == rounds - 1;
-    const uint row = from + (round * STRIPES + stripe) * TOKENS + sub;
-    const bool seen = last ? stripe == 0 && sub == 0 : row < to;
-    float key[8], value[8];
-    for (int i = 0; i < 8; i++) key[i] = value[i] = 0.0f;
-    if (seen && last) {
-      for (int i = 0; i < 8; i++) {
-        key[i] = heads[TOGETHER * HEAD_DIM + column + i];
-        value[i] = heads[(TOGETHER + 1) * HEAD_DIM + column + i];
-      }
-    } else if (seen) {
-      load_floats(key_rows + row * HEAD_DIM + column, key, 8);
-      load_floats(value_rows + row * HEAD_DIM + column, value, 8);
+  for (uint first = from + stripe * TOKENS * AHEAD; first < to; first += STRIPES * TOKENS * AHEAD) {
+    float key[AHEAD][8], value[AHEAD][8];
+    for (int n = 0; n < AHEAD; n++) {  // all loads first
+      const uint row = metal::min(first + n * TOKENS + sub, to - 1);
+      load_floats(key_rows + row * HEAD_DIM + column, key[n], 8);
+      load_floats(value_rows + row * HEAD_DIM + column, value[n], 8);
     }
-    for (int j = 0; j < AT_ONCE; j++) {
-      float score = 0.0f;
-      for (int i = 0; i < 8; i++) score = metal::fma(query[j][i], key[i], score);
-      for (uint mask = 1; mask < LANES; mask <<= 1) score += simd_shuffle_xor(score, mask);
-      if (seen) {
-        const float higher = metal::max(top[j], score);
-        const float shrink = metal::exp(top[j] - higher);
-        const float weight = metal::exp(score - higher);
-        top[j] = higher;
-        norm[j] = norm[j] * shrink + weight;
-        for (int i = 0; i < 8; i++) sum[j][i] = metal::fma(weight, value[i], sum[j][i] * shrink);
+    for (int n = 0; n < AHEAD; n++) {
+      const bool seen = first + n * TOKENS + sub < to;
+      for (int j = 0; j < AT_ONCE; j++) {
+        float score = 0.0f;
+        for (int i = 0; i < 8; i++) score = metal::fma(query[j][i], key[n][i], score);
+        for (uint mask = 1; mask < LANES; mask <<= 1) score += simd_shuffle_xor(score, mask);
+        if (seen) {
+          const float higher = metal::max(top[j], score);
+          const float shrink = metal::exp(top[j] - higher);
+          const float weight = metal::exp(score - higher);
+          top[j] = higher;
+          norm[j] = norm[j] * shrink + weight;
+          for (int i = 0; i < 8; i++) sum[j][i] = metal::fma(weight, value[n][i], sum[j][i] * shrink);
+        }
       }
     }
   }
@@ -357,6 +366,7 @@ def attend(
         "PARTS": heads.parts,
         "SIMD_GROUPS": SIMD_GROUPS,
         "AT_ONCE": heads.at_once,
+        "AHEAD": AHEAD,
         "HEAD_SETS": sets,
         "STRIPES": SIMD_GROUPS // sets,
         "LANES": lanes,

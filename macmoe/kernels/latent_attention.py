@@ -17,7 +17,7 @@ from macmoe.kernels.source import Kernel, launch
 THREADS = 512
 SIMD_GROUPS = 8
 AT_ONCE = 2  # heads of one SIMD group
-PARTS = 16  # threadgroups that share the cache
+PARTS = 32  # threadgroups that share the cache
 
 ROTATE = """
 inline void rotate(thread float* even, thread float* odd, float angle) {
@@ -61,9 +61,13 @@ class Form:
 
 def usable(form: Form) -> bool:
     """Return whether the kernels can work on layers of this form."""
-    chunks = form.latent // CHUNK
-    rows = SIMD_GROUPS * AT_ONCE
-    return form.latent % CHUNK == 0 and chunks in {1, 2, 4, 8, 16, 32} and form.heads % min(rows, form.heads) == 0
+    fits = form.latent % CHUNK == 0 and form.latent // CHUNK in {1, 2, 4, 8, 16, 32}
+    return fits and form.heads % (AT_ONCE * _simd_groups(form)) == 0
+
+
+def _simd_groups(form: Form) -> int:
+    """Return how many SIMD groups, each with some heads, read the cache together."""
+    return max(1, min(SIMD_GROUPS, form.heads // AT_ONCE))
 
 
 PREPARE = Kernel(
@@ -330,8 +334,7 @@ def attend(absorbed: mx.array, cache: mx.array, places: mx.array, form: Form) ->
         form: The arrangement.
     """
     rows = absorbed.shape[0]
-    at_once = min(AT_ONCE, form.heads)
-    simd_groups = min(SIMD_GROUPS, form.heads // at_once)
+    simd_groups = _simd_groups(form)
     constants = {
         "T": cache.dtype,
         "T_KIND": KINDS[cache.dtype],
@@ -343,7 +346,7 @@ def attend(absorbed: mx.array, cache: mx.array, places: mx.array, form: Form) ->
         "ROPE_LANE": -(-form.rope_dim // 32),
         "SCALE": form.scale,
         "PARTS": PARTS,
-        "AT_ONCE": at_once,
+        "AT_ONCE": AT_ONCE,
         "KEYS": 2,
         "SIMD_GROUPS": simd_groups,
     }
@@ -355,7 +358,7 @@ def attend(absorbed: mx.array, cache: mx.array, places: mx.array, form: Form) ->
             "bounds": ((rows, PARTS, 2), mx.float32),
         },
         constants,
-        groups=(form.heads // (simd_groups * at_once), PARTS, rows // form.heads),
+        groups=(form.heads // (simd_groups * AT_ONCE), PARTS, rows // form.heads),
         threads=32 * simd_groups,
     )
     return combine(partial, bounds, cache.dtype)

@@ -89,6 +89,31 @@ inline void load_floats(const device T* source, thread float* values, int count)
   }
 #endif
 }
+
+// 8 floats rounded to activations, written 16 bytes at a time.
+inline void store_floats(device T* target, thread const float* values) {
+#if T_KIND == IS_FLOAT
+  for (int i = 0; i < 2; i++) {
+    uint4 four;
+    four.x = as_type<uint>(values[4 * i]);
+    four.y = as_type<uint>(values[4 * i + 1]);
+    four.z = as_type<uint>(values[4 * i + 2]);
+    four.w = as_type<uint>(values[4 * i + 3]);
+    ((device uint4*)target)[i] = four;
+  }
+#else
+  uint pairs[4];
+  for (int i = 0; i < 4; i++) {
+    pairs[i] = uint(as_type<ushort>(T(values[2 * i]))) | uint(as_type<ushort>(T(values[2 * i + 1]))) << 16;
+  }
+  uint4 eight;
+  eight.x = pairs[0];
+  eight.y = pairs[1];
+  eight.z = pairs[2];
+  eight.w = pairs[3];
+  *(device uint4*)target = eight;
+#endif
+}
 """
 
 UNPACK = """

@@ -13,7 +13,7 @@ from macmoe.kernels.packed import CHUNK, KINDS, LOAD
 from macmoe.kernels.source import Kernel, launch
 
 TOP_K_SOFTMAX, SOFTMAX_TOP_K, GROUPED_SIGMOID = range(3)
-ROWS = 8  # of the router's matrix in one threadgroup, one per SIMD group
+SIMD_GROUPS = 8  # that share a row of the router's matrix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,21 +48,27 @@ LOGITS = Kernel(
     name="router_logits",
     header=LOAD,
     body="""
-  const uint lane = thread_index_in_simdgroup;
-  const uint expert = threadgroup_position_in_grid.x * ROWS + simdgroup_index_in_threadgroup;
+  threadgroup float partial[SIMD_GROUPS];
+  const uint expert = threadgroup_position_in_grid.x;
   const uint token = threadgroup_position_in_grid.y;
   float sum = 0.0f;
-  for (uint column = lane * 8; column < DIM; column += 256) {
+  for (uint column = thread_index_in_threadgroup * 8; column < DIM; column += SIMD_GROUPS * 256) {
     float a[8], b[8];
     load_floats(x + token * DIM + column, a, 8);
     load_floats(weight + expert * DIM + column, b, 8);
     for (int i = 0; i < 8; i++) sum = metal::fma(a[i], b[i], sum);
   }
   sum = simd_sum(sum);
+  if (thread_index_in_simdgroup == 0) partial[simdgroup_index_in_threadgroup] = sum;
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  if (thread_index_in_threadgroup == 0) {
+    sum = 0.0f;
+    for (int i = 0; i < SIMD_GROUPS; i++) sum += partial[i];
 #if HAS_BIAS
-  sum += float(bias[expert]);
+    sum += float(bias[expert]);
 #endif
-  if (lane == 0) logits[token * EXPERTS + expert] = sum;
+    logits[token * EXPERTS + expert] = sum;
+  }
 """,
 )
 
@@ -173,14 +179,13 @@ def router_logits(x: mx.array, weight: mx.array, bias: mx.array | None = None) -
     """Return x W^T (+ bias) in float32: [tokens, dim] x [experts, dim] -> [tokens, experts]."""
     tokens, dim = x.shape
     experts = weight.shape[0]
-    rows = next(count for count in (ROWS, 4, 2, 1) if experts % count == 0)
     inputs = {"x": x, "weight": weight} | ({} if bias is None else {"bias": bias})
     constants = {
         "T": x.dtype,
         "T_KIND": KINDS[x.dtype],
         "DIM": dim,
         "EXPERTS": experts,
-        "ROWS": rows,
+        "SIMD_GROUPS": SIMD_GROUPS,
         "HAS_BIAS": bias is not None,
     }
     (logits,) = launch(
@@ -188,8 +193,8 @@ def router_logits(x: mx.array, weight: mx.array, bias: mx.array | None = None) -
         inputs,
         {"logits": ((tokens, experts), mx.float32)},
         constants,
-        groups=(experts // rows, tokens, 1),
-        threads=32 * rows,
+        groups=(experts, tokens, 1),
+        threads=32 * SIMD_GROUPS,
     )
     return logits
 

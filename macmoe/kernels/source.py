@@ -7,6 +7,7 @@ Constants become macros, so a text has no run-time branches on them, and each co
 
 import functools
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from macmoe.kernels.dialect import CUDA_PREAMBLE, METAL_PREAMBLE, METAL_TYPES, t
 
 Constant = int | float | mx.Dtype
 Shaped = tuple[tuple[int, ...], mx.Dtype]
-MAX_GROUP_BYTES = 32 * 1024  # what Metal gives a threadgroup
+SWITCH = "MACMOE_KERNELS"  # an environment variable; "0" turns the kernels off
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +86,11 @@ def backend() -> str | None:
     if mx.default_device() == mx.Device(mx.cpu):
         return None
     return "metal" if mx.metal.is_available() else "cuda"
+
+
+def enabled() -> bool:
+    """Return whether kernels can run here and are not turned off."""
+    return backend() is not None and os.environ.get(SWITCH) != "0"
 
 
 @functools.cache

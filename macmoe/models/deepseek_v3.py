@@ -17,9 +17,9 @@ from macmoe.config import COMMON_IGNORED, ConfigReader, RopeConfig, read_rope
 from macmoe.errors import ConfigError, UsageError
 from macmoe.nn.cache import LatentCache, ModelCache
 from macmoe.nn.decoder import CausalLM, Decoder, DecoderLayer
-from macmoe.nn.latent_attention import LatentAttention
+from macmoe.nn.latent_attention import LatentAttention, block_bytes
 from macmoe.nn.mlp import MLP, swiglu
-from macmoe.nn.moe import Experts
+from macmoe.nn.moe import Experts, routed_bytes
 from macmoe.nn.positions import Positions
 from macmoe.nn.routing import Logits, Routes, grouped_sigmoid_top_k, router_logits
 from macmoe.protocols import Cache
@@ -63,6 +63,12 @@ class DeepseekV3Config:
     max_position_embeddings: int
     tie_word_embeddings: bool
     rope: RopeConfig
+
+    @property
+    def prefill_bytes(self) -> int:
+        """Bytes that a layer holds at once for each token of a prompt: experts' rows and a block of scores."""
+        routed = routed_bytes(self.num_experts_per_tok, self.hidden_size, self.moe_intermediate_size)
+        return routed + block_bytes(self.num_attention_heads)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], file: str = "config.json") -> "DeepseekV3Config":

@@ -20,7 +20,7 @@ from macmoe.nn.attention import attend, merge_heads, split_heads
 from macmoe.nn.cache import FullCache, ModelCache, SlidingCache
 from macmoe.nn.decoder import CausalLM, Decoder, DecoderLayer
 from macmoe.nn.mlp import clamped_swiglu
-from macmoe.nn.moe import Experts
+from macmoe.nn.moe import Experts, routed_bytes
 from macmoe.nn.positions import Mask, Positions
 from macmoe.nn.rope import Rope, attention_factor
 from macmoe.nn.routing import router_logits, top_k_then_softmax
@@ -58,6 +58,11 @@ class GptOssConfig:
     def windows(self) -> list[int | None]:
         """The sliding window of each layer, None for a layer that sees everything."""
         return [self.sliding_window if kind == SLIDING else None for kind in self.layer_types]
+
+    @property
+    def prefill_bytes(self) -> int:
+        """Bytes that a layer holds at once for each token of a prompt: its experts' rows."""
+        return routed_bytes(self.num_experts_per_tok, self.hidden_size, self.intermediate_size)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], file: str = "config.json") -> "GptOssConfig":

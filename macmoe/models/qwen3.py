@@ -17,7 +17,7 @@ from macmoe.nn.attention import attend, merge_heads, split_heads
 from macmoe.nn.cache import FullCache, ModelCache
 from macmoe.nn.decoder import CausalLM, Decoder, DecoderLayer
 from macmoe.nn.mlp import MLP, swiglu
-from macmoe.nn.moe import Experts
+from macmoe.nn.moe import Experts, routed_bytes
 from macmoe.nn.positions import Mask, Positions
 from macmoe.nn.rope import Rope, attention_factor
 from macmoe.nn.routing import router_logits, softmax_then_top_k
@@ -73,6 +73,13 @@ class Qwen3Config:
     tie_word_embeddings: bool
     rope: RopeConfig
     moe: MoEConfig | None
+
+    @property
+    def prefill_bytes(self) -> int:
+        """Bytes that a layer holds at once for each token of a prompt: the rows of its experts or MLP."""
+        if self.moe is None:
+            return routed_bytes(1, self.hidden_size, self.intermediate_size)
+        return routed_bytes(self.moe.num_experts_per_tok, self.hidden_size, self.moe.moe_intermediate_size)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], file: str = "config.json") -> "Qwen3Config":

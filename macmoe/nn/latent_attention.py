@@ -11,6 +11,8 @@ key/value head. Checked against DeepSeek-V3 inference/model.py and transformers'
 """
 
 import math
+from dataclasses import dataclass
+from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -25,6 +27,65 @@ from macmoe.protocols import LayerCache
 
 # The reference builds these two norms with its default, not with the config's rms_norm_eps.
 LATENT_NORM_EPS = 1e-6
+
+
+BLOCK = 512  # keys whose scores are held at once
+
+
+def block_bytes(heads: int) -> int:
+    """Return the bytes of one token's scores and weights for a block of keys."""
+    return heads * BLOCK * (2 + 4 + 2)
+
+
+@partial(mx.compile, shapeless=True)
+def _weigh(scores: mx.array, highest: mx.array, higher: mx.array) -> tuple[mx.array, mx.array]:
+    """Return the weights of a block, and what earlier sums shrink by."""
+    return mx.exp(scores.astype(mx.float32) - higher), mx.exp(highest - higher)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A softmax over keys that come in blocks, in float32.
+
+    Attributes:
+        highest: Highest score so far [batch, heads, length, 1].
+        norm: Sum of the weights [batch, heads, length, 1].
+        total: Sum of weighted values [batch, heads, length, value_dim].
+    """
+
+    highest: mx.array
+    norm: mx.array
+    total: mx.array
+
+    @classmethod
+    def start(cls, queries: mx.array, value_dim: int) -> "Running":
+        """Start with no keys; low, not -inf, so that a block without visible keys gives no NaN."""
+        rows = queries.shape[:3]
+        lowest = mx.full((*rows, 1), mx.finfo(mx.float32).min)
+        return cls(lowest, mx.zeros((*rows, 1)), mx.zeros((*rows, value_dim)))
+
+    def with_block(self, scores: mx.array, visible: mx.array | None, values: mx.array) -> "Running":
+        """Add a block of keys: scores [batch, heads, length, block], values [batch, heads, block, value_dim]."""
+        if visible is not None:
+            scores = mx.where(visible, scores, mx.finfo(scores.dtype).min)
+        higher = mx.maximum(self.highest, scores.max(axis=-1, keepdims=True).astype(mx.float32))
+        weights, shrink = _weigh(scores, self.highest, higher)
+        norm = self.norm * shrink + weights.sum(axis=-1, keepdims=True)
+        return Running(higher, norm, self.total * shrink + weights.astype(values.dtype) @ values)
+
+    def result(self, dtype: mx.Dtype) -> mx.array:
+        """Return the weighted mean of the values."""
+        return (self.total / self.norm).astype(dtype)
+
+
+def _visible(mask: Mask, begin: int, end: int, length: int, keys: int) -> mx.array | None:
+    """Return which keys of a block each query sees, None if all."""
+    if isinstance(mask, mx.array):
+        return mask[..., begin:end]
+    first = keys - length  # place of the first query
+    if mask is None or end <= first + 1:
+        return None
+    return mx.arange(begin, end) <= mx.arange(first, keys)[:, None]
 
 
 class LatentAttention(nn.Module):
@@ -98,6 +159,26 @@ class LatentAttention(nn.Module):
         keys = mx.concatenate([k_nope, k_rope], axis=-1)
         return attend(queries, keys, self.v_up_proj(c), scale=self.scale, mask=mask)
 
+    def naive_in_blocks(self, q_nope: mx.array, q_rope: mx.array, latents: mx.array, mask: Mask) -> mx.array:
+        """Do as `naive`, a block of keys at a time, the softmax running along (arXiv 1805.02867).
+
+        Neither the keys and values of all heads nor the scores of all keys are ever held at once.
+        """
+        queries = mx.concatenate([q_nope, q_rope], axis=-1) * self.scale
+        length, keys = queries.shape[2], latents.shape[2]
+        running = Running.start(queries, self.v_up_proj.weight.shape[1])
+        for begin in range(0, keys, BLOCK):
+            end = min(begin + BLOCK, keys)
+            # Not before the block before it is done.
+            block = mx.depends(latents[:, :, begin:end], running.total)
+            c, k_rope = mx.split(block, [self.latent], axis=-1)
+            k_nope = self.k_up_proj(c)  # [batch, heads, block, nope_dim]
+            k_rope = mx.broadcast_to(k_rope, (*k_nope.shape[:3], self.rope_dim))
+            scores = queries @ mx.concatenate([k_nope, k_rope], axis=-1).swapaxes(-1, -2)
+            visible = _visible(mask, begin, end, length, keys)
+            running = running.with_block(scores, visible, self.v_up_proj(c))
+        return running.result(queries.dtype)
+
     def absorbed(self, q_nope: mx.array, q_rope: mx.array, latents: mx.array, mask: Mask) -> mx.array:
         """Attend to the latents themselves: [batch, heads, length, value_dim]."""
         queries = mx.concatenate([self.k_up_proj.transposed(q_nope), q_rope], axis=-1)
@@ -116,5 +197,8 @@ class LatentAttention(nn.Module):
         latents = self._latents(x, positions)
         if cache is not None:
             (latents,) = cache.update(latents)
-        form = self.absorbed if positions.offset and positions.length < self.absorb_below else self.naive
+        if positions.offset and positions.length < self.absorb_below:
+            form = self.absorbed
+        else:
+            form = self.naive if latents.shape[2] <= BLOCK else self.naive_in_blocks
         return self.o_proj(merge_heads(form(q_nope, q_rope, latents, mask)))

@@ -1,11 +1,15 @@
 """Mixture of experts: the chosen experts' MLPs, weighted and summed."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from jaxtyping import Float, Integer
 
+from macmoe.kernels import experts as kernels
+from macmoe.nn.mlp import clamped_swiglu, swiglu
 from macmoe.nn.quantized import ExpertLinear
 
 # (token, expert) pairs per expert from which on sorting the pairs by expert pays: each expert's matrix is
@@ -14,6 +18,68 @@ from macmoe.nn.quantized import ExpertLinear
 PAIRS_PER_EXPERT = 4
 
 Activation = Callable[[mx.array, mx.array], mx.array]
+
+
+def routed_bytes(top_k: int, dim: int, hidden_dim: int) -> int:
+    """Return the bytes that the rows of one token take in 16 bits, and their float32 sum."""
+    return top_k * (2 * (2 * dim + 3 * hidden_dim) + 4 * dim)
+
+
+def _dispatch(x: mx.array, order: mx.array, _: mx.array) -> mx.array:
+    """Copy each token to the rows of its experts: [tokens, dim] -> [tokens * top_k, 1, dim].
+
+    The axis goes in before the rows are taken, here and in the gradient of `combine`: behind an inserted axis
+    MLX's sorted kernels (Metal and CUDA, mlx issue 4253) read the wrong rows, silently.
+
+    Args:
+        x: Tokens.
+        order: The (token, expert) pair of each row, sorted by expert [tokens * top_k].
+        _: The row of each pair, for the gradient: the inverse of `order`.
+    """
+    return x[:, None][order // (len(order) // len(x))]
+
+
+def _combine(rows: mx.array, weights: mx.array, _: mx.array, places: mx.array) -> mx.array:
+    """Return the weighted sum over each token's rows, in float32.
+
+    [tokens * top_k, 1, dim] -> [tokens, dim]; the last two arguments are order and places, as above.
+    """
+    y = rows[places].reshape(*weights.shape, -1)
+    return (y * weights[..., None]).sum(axis=-2).astype(rows.dtype)
+
+
+dispatch: Any = mx.custom_function(_dispatch)
+combine: Any = mx.custom_function(_combine)
+
+
+@dispatch.vjp
+def _dispatch_vjp(
+    primals: tuple[mx.array, ...], rows: mx.array, _: mx.array
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Collect a token's gradients by its places: a sum in order, where MLX would add them up at random."""
+    x, order, places = primals
+    return rows[places].reshape(len(x), -1, x.shape[-1]).sum(axis=1), order, places
+
+
+@combine.vjp
+def _combine_vjp(
+    primals: tuple[mx.array, ...], tokens: mx.array, _: mx.array
+) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+    """Hand each row its token's gradient, weighted; a weight gets its row's product with that gradient."""
+    rows, weights, order, places = primals
+    each = tokens[:, None][order // weights.shape[-1]].astype(mx.float32)
+    of_rows = (each * weights.flatten()[order][:, None, None]).astype(rows.dtype)
+    of_weights = (each * rows).sum(axis=-1)[places].reshape(weights.shape)
+    return of_rows, of_weights, order, places
+
+
+def kernel_activation(activation: Activation) -> tuple[int, float] | None:
+    """Return the kind and limit under which the kernels know an activation, None if they do not."""
+    if activation is swiglu:
+        return kernels.SWIGLU, 0.0
+    if isinstance(activation, partial) and activation.func is clamped_swiglu:
+        return kernels.CLAMPED_SWIGLU, activation.keywords["limit"]
+    return None
 
 
 class Experts(nn.Module):
@@ -35,23 +101,57 @@ class Experts(nn.Module):
         self.down_proj = ExpertLinear(experts, hidden_dim, dim, bias=bias)
         self.activation = activation
         self.sort_from = PAIRS_PER_EXPERT * experts
+        self.use_kernels = False  # set once they are known to be right and fast here (macmoe.decoding.choice)
 
     def _mlp(self, x: mx.array, experts: mx.array, *, in_order: bool) -> mx.array:
         """Apply to x [..., 1, dim] the experts [...]."""
         gate, up = mx.split(self.gate_up_proj(x, experts, in_order=in_order), 2, axis=-1)
         return self.down_proj(self.activation(gate, up), experts, in_order=in_order)
 
-    def _unsorted(self, x: mx.array, experts: mx.array) -> mx.array:
-        return self._mlp(x[:, None, None], experts, in_order=False).squeeze(-2)
+    def stacks(self, dtype: mx.Dtype) -> tuple[kernels.Stack, kernels.Stack] | None:
+        """Return both stacks for the kernels, None if those cannot work on them (adapters, other packings)."""
+        modules = (self.gate_up_proj, self.down_proj)
+        if any(type(module) is not ExpertLinear for module in modules) or not kernel_activation(self.activation):
+            return None
+        gate_up, down = (module.stack(dtype) for module in modules)
+        fits = gate_up is not None and down is not None and kernels.usable(gate_up, down)
+        return (gate_up, down) if fits else None
 
-    def _sorted(self, x: mx.array, experts: mx.array) -> mx.array:
+    def few(
+        self,
+        x: mx.array,
+        experts: mx.array,
+        weights: mx.array,
+        stacks: tuple[kernels.Stack, kernels.Stack],
+    ) -> mx.array:
+        """Apply the experts to a few tokens with kernels that read each expert once; the gradient is the modules'."""
+        kind, limit = kernel_activation(self.activation) or (kernels.NONE, 0.0)
+
+        def forward(x: mx.array, weights: mx.array) -> mx.array:
+            chosen = experts.astype(mx.uint32)
+            hidden = kernels.expert_rows(stacks[0], x, chosen, activation=kind, limit=limit)
+            y = kernels.expert_rows(stacks[1], hidden, chosen)  # [tokens, top_k, dim]
+            return (y * weights[..., None]).sum(axis=-2).astype(x.dtype)
+
+        product: Any = mx.custom_function(forward)
+
+        @product.vjp
+        def _backward(primals: tuple[mx.array, mx.array], outward: mx.array, _: mx.array) -> list[mx.array]:
+            return mx.vjp(lambda x, weights: self._unsorted(x, experts, weights), list(primals), [outward])[1]
+
+        return product(x, weights)
+
+    def _unsorted(self, x: mx.array, experts: mx.array, weights: mx.array) -> mx.array:
+        y = self._mlp(x[:, None, None], experts, in_order=False).squeeze(-2)  # [tokens, top_k, dim]
+        return (y * weights[..., None]).sum(axis=-2).astype(x.dtype)
+
+    def _sorted(self, x: mx.array, experts: mx.array, weights: mx.array) -> mx.array:
         flat = experts.flatten()  # [tokens * top_k]
         order = mx.argsort(flat)
-        # The axis goes in before the rows are taken: behind an inserted axis MLX's sorted kernels (Metal and
-        # CUDA, mlx issue 4253) read the wrong rows, silently.
-        rows = x[:, None][order // experts.shape[-1]]  # [tokens * top_k, 1, dim]
-        y = self._mlp(rows, flat[order], in_order=True).squeeze(-2)
-        return y[mx.argsort(order)].reshape(*experts.shape, -1)
+        places = mx.argsort(order)
+        rows = dispatch(x, order, places)  # [tokens * top_k, 1, dim]
+        y = self._mlp(rows, flat[order], in_order=True)
+        return combine(y, weights, order, places)
 
     def __call__(
         self,
@@ -60,6 +160,9 @@ class Experts(nn.Module):
         weights: Float[mx.array, "tokens top_k"],
     ) -> Float[mx.array, "tokens dim"]:
         """Return the weighted sum of the chosen experts' outputs, summed in float32."""
+        if self.use_kernels and experts.size <= kernels.MAX_PAIRS:
+            stacks = self.stacks(x.dtype)
+            if stacks is not None:
+                return self.few(x, experts, weights, stacks)
         outputs = self._sorted if experts.size >= self.sort_from else self._unsorted
-        y = outputs(x, experts)  # [tokens, top_k, dim]
-        return (y * weights[..., None]).sum(axis=-2).astype(x.dtype)
+        return outputs(x, experts, weights)

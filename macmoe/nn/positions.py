@@ -7,7 +7,21 @@ import mlx.core as mx
 
 from macmoe.protocols import Cache
 
-Mask = mx.array | str | None
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """The mask of a sliding window over blocks as long as the window: each sees itself and the one before.
+
+    Attributes:
+        window: Tokens of the window, and of a block.
+        visible: Which of its two blocks' keys a query sees [batch or 1, blocks, 1, window, 2 * window].
+    """
+
+    window: int
+    visible: mx.array
+
+
+Mask = mx.array | str | Band | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +68,11 @@ class Positions:
         """Return the mask of a layer that sees everything, or the last `window` tokens (itself included).
 
         Returns:
-            None where every key is visible, "causal" where that says it all, else booleans [batch or 1, 1,
-            length, keys].
+            None where every key is visible, "causal" where that says it all, a `Band` where the tokens are
+            whole blocks of the window's length, else booleans [batch or 1, 1, length, keys].
         """
+        if window is not None and self._in_blocks(window):
+            return self._band(window)
         if self.segments is not None:
             return self._packed_mask(self.segments, window)
         past = self.offset if window is None else min(self.offset, window - 1)
@@ -73,6 +89,20 @@ class Positions:
         real = keys >= self.left_padding[:, None, None]  # [batch, 1, keys]
         # A padding token sees itself, so that no row is empty and no NaN arises.
         return (visible & (real | (keys == queries)))[:, None]
+
+    def _in_blocks(self, window: int) -> bool:
+        first = self.offset == 0 and self.left_padding is None
+        return first and self.length >= 2 * window and self.length % window == 0
+
+    def _band(self, window: int) -> Band:
+        queries = mx.arange(self.length).reshape(-1, window, 1)  # [blocks, window, 1]
+        keys = mx.arange(-window, window) + queries[:, :1]  # [blocks, 1, 2 * window], before 0: none
+        visible = (keys >= 0) & (keys <= queries) & (queries - keys < window)
+        if self.segments is None:
+            return Band(window, visible[None, :, None])
+        of_keys = self.segments[:, mx.maximum(keys, 0)]  # [batch, blocks, 1, 2 * window]
+        same = self.segments.reshape(-1, *queries.shape) == of_keys
+        return Band(window, (visible & same)[:, :, None])
 
     def _packed_mask(self, segments: mx.array, window: int | None) -> mx.array:
         """Return booleans [batch, 1, length, length]: earlier tokens of the same sequence, in the window."""

@@ -14,6 +14,9 @@ from mlx.utils import tree_unflatten
 
 from macmoe.config import Quantization
 from macmoe.errors import ConfigError
+from macmoe.kernels.experts import Stack
+from macmoe.kernels.packed import Packing, packing_of
+from macmoe.nn.unpacking import packed_is_slow, product_in_pieces
 
 PARTS = ("weight", "scales", "biases", "global_scale")  # of a packed matrix, under MLX's names
 # The largest NVFP4 weight with the largest scale: what a global scale is mapped to.
@@ -83,6 +86,14 @@ class StackedLinear(nn.Module):
         self.quantization = how
         self.freeze(keys=list(PARTS), strict=False)
 
+    def stack(self, dtype: mx.Dtype) -> Stack | None:
+        """Return the matrices for the kernels; None if those cannot read them beside activations of this type."""
+        how = self.quantization
+        packing = Packing() if how is None else packing_of(how.mode, how.bits, how.group_size)
+        if packing is None or (how is not None and how.global_scale):
+            return None
+        return Stack.fitting(packing, {part: self[part] for part in (*PARTS, "bias") if part in self}, dtype)
+
 
 class ExpertLinear(StackedLinear):
     """One matrix per expert; each row of the input goes through the experts chosen for it."""
@@ -99,6 +110,8 @@ class ExpertLinear(StackedLinear):
         if how is None:
             weight = self.weight.swapaxes(-1, -2)
             y = mx.gather_mm(x, weight, rhs_indices=experts, sorted_indices=in_order)
+        elif in_order and packed_is_slow() and not how.global_scale:
+            y = self._unpacked_product(x, experts, how)
         else:
             y = mx.gather_qmm(
                 x,
@@ -114,6 +127,14 @@ class ExpertLinear(StackedLinear):
             if how.global_scale:
                 y = globally_scaled(y, self["global_scale"][experts][..., None, None])
         return y + self.bias[experts][..., None, :] if "bias" in self else y
+
+    def _unpacked_product(self, x: mx.array, experts: mx.array, how: Quantization) -> mx.array:
+        def multiply(rows: mx.array, matrices: mx.array) -> mx.array:
+            return mx.gather_mm(rows, matrices, rhs_indices=experts, sorted_indices=True)
+
+        *rows, words = self.weight.shape
+        parts = {name: self[name] for name in PARTS if name in self}
+        return product_in_pieces(x, parts, how, (*rows, words * 32 // how.bits), multiply)
 
 
 class HeadLinear(StackedLinear):

@@ -41,6 +41,7 @@ class Batch:
         kinds: What each target is.
         segments: Which sample of its row a token belongs to, int32; PADDING for none.
         positions: Place of a token within its sample, int32, from 0.
+        alone: Every row holds one sample.
     """
 
     tokens: mx.array
@@ -49,6 +50,7 @@ class Batch:
     kinds: mx.array
     segments: mx.array
     positions: mx.array
+    alone: bool = False
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[Sample]], length: int) -> Batch:
@@ -70,6 +72,7 @@ class Batch:
             kinds=kinds,
             segments=segments,
             positions=positions,
+            alone=all(len(samples) == 1 for samples in rows),
         )
 
 

@@ -9,6 +9,7 @@ import mlx.nn as nn
 
 from macmoe.nn.decoder import Decoder
 from macmoe.nn.positions import Mask, Positions
+from macmoe.tuning.balance import Balanced
 
 
 class Checkpointed(nn.Module):
@@ -25,16 +26,21 @@ class Checkpointed(nn.Module):
         self.layer = layer
 
     def __call__(self, x: mx.array, mask: Mask, positions: Positions, cache: None) -> mx.array:
-        """Apply the layer."""
+        """Apply the layer; what it measures is handed on, because nothing else leaves a checkpoint."""
+        mlp = self.layer.mlp
+        balanced = mlp if isinstance(mlp, Balanced) and mlp.measures else None
 
-        def run(parameters: dict[str, Any], x: mx.array) -> mx.array:
+        def run(parameters: dict[str, Any], x: mx.array) -> list[mx.array]:
             own = self.layer.trainable_parameters()
             self.layer.update(parameters)
             y = self.layer(x, mask, positions, cache)
             self.layer.update(own)
-            return y
+            return [y] if balanced is None else [y, balanced.take()]
 
-        return mx.checkpoint(run)(self.layer.trainable_parameters(), x)
+        y, *measured = mx.checkpoint(run)(self.layer.trainable_parameters(), x)
+        if balanced is not None:
+            balanced.give(measured[0])
+        return y
 
 
 def checkpoint_layers(decoder: Decoder) -> None:

@@ -27,6 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
+import mlx.core as mx
+
 from macmoe.adapters.attach import ROUTERS
 from macmoe.adapters.lora import LoraSpec
 from macmoe.config import nearest
@@ -103,9 +105,15 @@ class TrainOptions:
         weight_decay: Of the optimizer.
         clip: Largest norm of an update's gradient; 0: no limit.
         recompute: Compute layers again for the gradient instead of keeping activations.
+        compile: Let MLX fuse the step's small operations; None: on a GPU.
         evaluate_every: Updates between two evaluations; 0: only at the end.
         save_every: Updates between two savings.
         patience: Stop after this many evaluations without a better one; 0: never.
+        balance: Weight of the loss that keeps experts in use while routers are adapted
+            (`macmoe.tuning.balance`); 0: none.
+        sample_prompts: Questions that the model answers at every evaluation, in each of its modes.
+        sample_tokens: The most tokens of such an answer.
+        trackers: Where else metrics go: names of `macmoe.tuning.trackers.TRACKERS`.
         seed: Decides the first factors and the order of samples.
     """
 
@@ -122,16 +130,26 @@ class TrainOptions:
     weight_decay: float = 0.0
     clip: float = 1.0
     recompute: bool = True
+    compile: bool | None = None
     evaluate_every: int = 100
     save_every: int = 50
     patience: int = 0
+    balance: float = 0.0
+    sample_prompts: tuple[str, ...] = ()
+    sample_tokens: int = 256
+    trackers: tuple[str, ...] = ()
     seed: int = 0
 
+    @property
+    def compiled(self) -> bool:
+        """Whether the step is compiled on this machine; on a CPU that takes longer than it saves."""
+        return mx.default_device() == mx.Device(mx.gpu) if self.compile is None else self.compile
+
     def __post_init__(self) -> None:
-        for name in ("epochs", "rows", "accumulate", "save_every"):
+        for name in ("epochs", "rows", "accumulate", "save_every", "sample_tokens"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it has to be 1 or more")
-        for name in ("warmup", "weight_decay", "clip", "evaluate_every", "patience"):
+        for name in ("warmup", "weight_decay", "clip", "evaluate_every", "patience", "balance"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; it cannot be negative")
         if self.steps is not None and self.steps < 1:
@@ -149,6 +167,13 @@ class RunOptions:
     out: Path = Path("adapter")
     lora: LoraOptions = LoraOptions()
     train: TrainOptions = TrainOptions()
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself."""
+        if self.train.balance and not self.lora.trains_router:
+            raise UsageError(
+                "balance is the weight of a loss on routers, which stay frozen; add router to the targets"
+            )
 
 
 def read_run(file: Path | None, given: Mapping[str, Any]) -> RunOptions:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ import mlx.core as mx
 
 from macmoe.adapters.files import replace_file
 from macmoe.tuning.loss import LossSums
+from macmoe.tuning.trackers import open_trackers
 
 if TYPE_CHECKING:
     from macmoe.tuning.trainer import Update
@@ -26,13 +27,25 @@ class Metrics:
     Args:
         folder: Where to.
         watch: Called with every line.
+        trackers: Where figures go as well, see `macmoe.tuning.trackers`.
         active: Whether this process writes at all.
+
+    Raises:
+        UsageError: A tracker is unknown or not installed.
     """
 
-    def __init__(self, folder: Path, watch: Callable[[Mapping[str, Any]], None], *, active: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        watch: Callable[[Mapping[str, Any]], None],
+        trackers: Sequence[str] = (),
+        *,
+        active: bool,
+    ) -> None:
         self.path = folder / METRICS
         self.watch = watch
         self.active = active
+        self._trackers = open_trackers(trackers, folder) if active else []
 
     def update(self, update: Update, seconds: float) -> None:
         """Record an update."""
@@ -45,6 +58,7 @@ class Metrics:
                 **{f"{kind}_loss": loss for kind, loss in update.sums.by_kind().items()},
                 "learning_rate": update.learning_rate,
                 "gradient_norm": update.gradient_norm,
+                **({} if update.balance is None else {"balance_loss": update.balance}),
                 "tokens": update.tokens,
                 "tokens_per_second": round(update.tokens / seconds, 1),
                 "peak_bytes": mx.get_peak_memory(),
@@ -57,11 +71,27 @@ class Metrics:
         perplexity = math.exp(min(sums.mean, 700))
         self._write({"step": step, "valid_loss": sums.mean, "perplexity": perplexity, **losses})
 
+    def samples(self, step: int, answers: Sequence[Mapping[str, Any]]) -> None:
+        """Record what the model answers to the sample prompts."""
+        self._write({"step": step, "samples": [dict(answer) for answer in answers]})
+
+    def close(self) -> None:
+        """Let the trackers write what they hold."""
+        for tracker in self._trackers:
+            tracker.close()
+
     def _write(self, line: dict[str, Any]) -> None:
         if self.active:
+            figures = {
+                name: float(value)
+                for name, value in line.items()
+                if isinstance(value, (int, float)) and name not in ("step", "steps")
+            }
+            for tracker in self._trackers:
+                tracker.log(line["step"], figures)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
             self.watch(line)
 
     def lines(self) -> list[dict[str, Any]]:
@@ -73,7 +103,7 @@ class Metrics:
 
     def rewind(self, step: int) -> None:
         """Forget what came after a step, because the run goes on from there."""
-        kept = [json.dumps(line) + "\n" for line in self.lines() if line["step"] <= step]
+        kept = [json.dumps(line, ensure_ascii=False) + "\n" for line in self.lines() if line["step"] <= step]
         if self.active:
             replace_file(self.path, lambda draft: draft.write_text("".join(kept), encoding="utf-8"))
 

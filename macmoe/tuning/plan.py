@@ -2,7 +2,7 @@
 
 The estimate is made of the weights as they are stored, four numbers per trained parameter and optimizer slot,
 the layer inputs that are kept, the inside of the layers that are computed again one at a time (of all, if
-they are not), and the logits of one chunk.
+they are not), the pieces of matrices that are unpacked where that is faster, and the logits of one chunk.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from macmoe.errors import MemoryLimitError
 from macmoe.nn.quantized import ExpertLinear, HeadLinear
 from macmoe.tuning.config import LoraOptions, TrainOptions
 from macmoe.tuning.loss import CHUNK
+from macmoe.tuning.unpacking import PIECE, unpacking_pays
 
 FLOAT32 = 4
 # Factors, their gradient, the sum of gradients, the updated factors; then what each optimizer remembers.
@@ -99,11 +100,12 @@ def estimate(model: Any, settings: Settings, weights: int, itemsize: int) -> Est
     dim = model.model.norm.weight.size
     inside = max(_inside(model, i, modules, settings) for i in range(layers)) * itemsize
     kept = layers * tokens * dim * itemsize
+    unpacked = 2 * PIECE if unpacking_pays() else 0  # one in use, one on its way out
     return Estimate(
         trainable=trainable,
         weights=weights,
         training=trainable * FLOAT32 * (COPIES + SLOTS[train.optimizer]),
-        activations=kept + inside * (1 if train.recompute else layers),
+        activations=kept + inside * (1 if train.recompute else layers) + unpacked,
         logits=INSIDE * min(tokens, CHUNK) * model.config.vocab_size * FLOAT32 + 4 * tokens * dim * FLOAT32,
     )
 

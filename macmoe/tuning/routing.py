@@ -14,7 +14,7 @@ import numpy as np
 from macmoe.adapters.attach import Adapter, apply, detach
 from macmoe.nn.moe import Experts
 from macmoe.tuning.batch import PADDING, Batch
-from macmoe.tuning.loss import states
+from macmoe.tuning.loss import inputs_of, states
 
 Choices = dict[int, np.ndarray]  # layer -> experts [tokens, top_k]
 
@@ -75,7 +75,7 @@ def choices(model: Any, batches: Sequence[Batch]) -> Choices:
     for batch in batches:
         real = np.array(batch.segments).flatten() != PADDING
         with _observed(model) as seen:
-            mx.eval(states(model, batch))
+            mx.eval(states(model, inputs_of(batch)))
         for layer, (chosen,) in seen.items():
             found.setdefault(layer, []).append(np.array(chosen)[real])
     return {layer: np.concatenate(parts) for layer, parts in found.items()}

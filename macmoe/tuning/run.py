@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
 from macmoe.adapters.attach import attach, select
+from macmoe.chat.format import Thinking
+from macmoe.chat.messages import Message
 from macmoe.checkpoint import WeightSource, packed_paths, parameters_of
 from macmoe.families import Family, Model, family_of
 from macmoe.location import find_model
 from macmoe.nn.quantized import pack_modules
-from macmoe.session import load, open_weights
-from macmoe.tuning.config import RunOptions
+from macmoe.sampling import SamplingOptions
+from macmoe.session import Session, load, open_weights
+from macmoe.tuning.config import RunOptions, TrainOptions
 from macmoe.tuning.plan import Estimate, Settings, check_fits, memory_limit
 from macmoe.tuning.prepare import Prepared, prepare
+from macmoe.tuning.records import Question
+from macmoe.tuning.replies import ask
 from macmoe.tuning.trainer import TrainData, Trainer
 
 FLOAT_TYPES = ("F16", "BF16", "F32")
@@ -75,6 +81,30 @@ def train_data(prepared: Prepared, row_length: int) -> TrainData:
     )
 
 
+def answers_of(session: Session, options: TrainOptions) -> Callable[[], list[dict[str, Any]]] | None:
+    """Return what answers the sample prompts with the most probable tokens, in each mode of the model.
+
+    A model that has no choice of modes answers as it does without any.
+    """
+    if not options.sample_prompts:
+        return None
+    modes = [mode for mode in ("on", "off") if mode in session.format.settings] or [None]
+    asked = [(prompt, mode) for mode in modes for prompt in options.sample_prompts]
+    questions = [
+        Question(messages=(Message("user", prompt),), thinking=cast("Thinking | None", mode))
+        for prompt, mode in asked
+    ]
+
+    def answers() -> list[dict[str, Any]]:
+        replies = ask(session, questions, SamplingOptions(), options.sample_tokens)
+        return [
+            {"prompt": prompt, "thinking": mode, **asdict(reply)}
+            for (prompt, mode), reply in zip(asked, replies, strict=True)
+        ]
+
+    return answers
+
+
 def open_run(options: RunOptions, watch: Callable[[Mapping[str, Any]], None]) -> tuple[Trainer, list[str]]:
     """Load the model, read the data, put new adapters on the model.
 
@@ -99,5 +129,6 @@ def open_run(options: RunOptions, watch: Callable[[Mapping[str, Any]], None]) ->
         out=Path(options.out),
         family=session.family.name,
         watch=watch,
+        answer=answers_of(session, options.train),
     )
     return trainer, [note for split in splits.values() for note in split.notes()]

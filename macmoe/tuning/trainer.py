@@ -24,7 +24,6 @@ from macmoe.adapters.files import save_adapter
 from macmoe.adapters.lora import LowRank
 from macmoe.errors import DatasetError, UsageError
 from macmoe.tuning.batch import Batch, Sample
-from macmoe.tuning.checkpointing import checkpoint_layers, keep_activations
 from macmoe.tuning.config import TrainOptions
 from macmoe.tuning.loss import LossSums, loss_sums
 from macmoe.tuning.metrics import Metrics
@@ -37,11 +36,12 @@ from macmoe.tuning.optimizer import (
 from macmoe.tuning.packing import Plan, Schedule
 from macmoe.tuning.routing import describe_routing, routing_report
 from macmoe.tuning.run_state import STATE, Progress, RunState
+from macmoe.tuning.step import Step, slashed
 
 BEST = "best"
 ROUTING_BATCHES = 16
 # Settings that may change when a run goes on; all others decide the result.
-FREE = ("save_every", "recompute")
+FREE = ("save_every", "recompute", "sample_prompts", "sample_tokens", "trackers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +101,7 @@ class Update:
     sums: LossSums
     learning_rate: float
     gradient_norm: float
+    balance: float | None
     tokens: int
 
 
@@ -116,6 +117,7 @@ class Trainer:
         out: Where adapter, state and metrics go.
         family: Name of the model's family.
         watch: Called with every line of the metrics.
+        answer: Answers the sample prompts of the options, if there are any.
     """
 
     def __init__(
@@ -129,17 +131,20 @@ class Trainer:
         out: Path,
         family: str,
         watch: Callable[[Mapping[str, Any]], None] = lambda _: None,
+        answer: Callable[[], Sequence[Mapping[str, Any]]] | None = None,
     ) -> None:
         self.model, self.adapters, self.options = model, adapters, options
         self.train_data, self.valid_data, self.out, self.family = train, valid, out, family
         self.group = mx.distributed.init()
         self.optimizer = OPTIMIZERS[options.optimizer](options)
         self.factors = arrays_of(adapters)
-        self.optimizer.init(_slashed(self.factors))
+        self.optimizer.init(slashed(self.factors))
+        self.math = Step(model, adapters, self.optimizer, options)
         self.progress = Progress()
         self.schedule = train.schedule(options)
         self.steps = self._count_steps()
-        self.metrics = Metrics(out, watch, active=self.group.rank() == 0)
+        self.answer = answer
+        self.metrics = Metrics(out, watch, options.trackers, active=self.group.rank() == 0)
 
     @property
     def per_step(self) -> int:
@@ -187,13 +192,12 @@ class Trainer:
         """
         if self.progress.step == 0 and (self.out / STATE).exists():
             raise UsageError(f"{self.out}: holds a run already; resume it, or choose another folder")
-        if self.options.recompute:
-            checkpoint_layers(self.model.model)
         try:
-            self._loop()
+            with self.math.ready():
+                self._loop()
         finally:
-            keep_activations(self.model.model)
             put(self.adapters, self.factors)
+            self.metrics.close()
         return self.progress
 
     def _loop(self) -> None:
@@ -207,6 +211,7 @@ class Trainer:
             last = self.progress.step == self.steps
             if last or (options.evaluate_every and self.progress.step % options.evaluate_every == 0):
                 self._evaluate_and_compare()
+                self._answer_samples()
             stopped = 0 < options.patience <= self.progress.waited
             if last or stopped or self.progress.step % options.save_every == 0:
                 self.save()
@@ -215,65 +220,61 @@ class Trainer:
 
     def _step(self, batches: Sequence[tuple[int, Plan]]) -> Update:
         """Compute and apply one update."""
-        options, step = self.options, self.progress.step
         mine = [plan for _, plan in batches[self.group.rank() :: self.group.size()]]
         laid_out = [self.train_data.batch(plan) for plan in mine]
-        weight = float(self._over_machines(sum((batch.weights.sum() for batch in laid_out), mx.array(0.0))))
-        gradients, sums = self._gradients(laid_out, weight)
+        weight = self._over_machines(sum((batch.weights.sum() for batch in laid_out), mx.array(0.0)))
+        gradients, sums, balance = self._gradients(laid_out, weight)
         gradients = {name: self._over_machines(gradient) for name, gradient in gradients.items()}
         sums = LossSums(loss=self._over_machines(sums.loss), weight=self._over_machines(sums.weight))
-        norm = math.sqrt(
-            float(sum((gradient.square().sum() for gradient in gradients.values()), mx.array(0.0)))
-        )
-        if not (math.isfinite(norm) and math.isfinite(sums.mean)):
-            names = "; ".join(self.train_data.names(plan) for plan in mine)
-            raise DatasetError(
-                f"step {step + 1}: the loss is {sums.mean} and its gradient has norm {norm}; the samples "
-                f"were {names}; a lower learning rate may help"
-            )
-        if options.clip and norm > options.clip:
-            gradients = {name: gradient * (options.clip / norm) for name, gradient in gradients.items()}
-        rate = learning_rate(options, step, self.steps)
-        self._apply(gradients, rate)
+        rate = learning_rate(self.options, self.progress.step, self.steps)
+        self.optimizer.learning_rate = rate
+        factors, norm = self.math.updated(self.factors, gradients)
+        mx.eval(factors, self.optimizer.state, norm, balance, sums.loss, sums.weight)
+        self._check(float(norm), sums, mine)
+        self.factors = factors
+        put(self.adapters, self.factors)
         return Update(
-            step=step + 1,
+            step=self.progress.step + 1,
             steps=self.steps,
             epoch=batches[-1][0],
             sums=sums,
             learning_rate=rate,
-            gradient_norm=norm,
+            gradient_norm=float(norm),
+            balance=float(balance) if self.options.balance else None,
             tokens=sum(
                 len(self.train_data.samples[i].tokens) for _, p in batches for row in p.rows for i in row
             ),
         )
 
+    def _check(self, norm: float, sums: LossSums, plans: Sequence[Plan]) -> None:
+        if not (math.isfinite(norm) and math.isfinite(sums.mean)):
+            names = "; ".join(self.train_data.names(plan) for plan in plans)
+            raise DatasetError(
+                f"step {self.progress.step + 1}: the loss is {sums.mean} and its gradient has norm {norm}; "
+                f"the samples were {names}; a lower learning rate may help"
+            )
+
     def _over_machines(self, array: mx.array) -> mx.array:
         return mx.distributed.all_sum(array, group=self.group) if self.group.size() > 1 else array
 
-    def _gradients(self, batches: Sequence[Batch], weight: float) -> tuple[dict[str, mx.array], LossSums]:
-        """Return the gradient of the mean loss over all batches, and the sums of the losses."""
-
-        def loss(factors: dict[str, mx.array], batch: Batch) -> tuple[mx.array, mx.array, mx.array]:
-            put(self.adapters, factors)
-            sums = loss_sums(self.model, batch)
-            return sums.loss.sum() / weight, sums.loss, sums.weight
-
-        gradients = {name: mx.zeros_like(array) for name, array in self.factors.items()}
+    def _gradients(
+        self, batches: Sequence[Batch], weight: mx.array
+    ) -> tuple[dict[str, mx.array], LossSums, mx.array]:
+        """Return the gradient of the mean loss over all batches, the sums of the losses, and the balance."""
+        gradients: dict[str, mx.array] = {}
         total = LossSums(loss=mx.zeros((3,)), weight=mx.zeros((3,)))
+        balance = mx.array(0.0)
         for batch in batches:
-            (_, *sums), found = mx.value_and_grad(loss)(self.factors, batch)
-            gradients = {name: gradient + found[name] for name, gradient in gradients.items()}
+            (_, *sums), found = self.math.gradient(self.factors, batch, weight)
+            gradients = {
+                name: gradients[name] + array if gradients else array for name, array in found.items()
+            }
             total = total + LossSums(loss=sums[0], weight=sums[1])
-            mx.eval(gradients, total.loss, total.weight)
+            balance = balance + sums[2] / len(batches)
+            if len(batches) > 1:
+                mx.eval(gradients, total.loss, total.weight, balance)
         put(self.adapters, self.factors)
-        return gradients, total
-
-    def _apply(self, gradients: Mapping[str, mx.array], rate: float) -> None:
-        self.optimizer.learning_rate = rate
-        updated = self.optimizer.apply_gradients(_slashed(gradients), _slashed(self.factors))
-        self.factors = {name: updated[name.replace(".", "/")] for name in self.factors}
-        mx.eval(self.factors, self.optimizer.state)
-        put(self.adapters, self.factors)
+        return gradients, total, balance
 
     def evaluate(self, data: TrainData) -> LossSums:
         """Return the summed losses of all samples, without changing anything."""
@@ -291,6 +292,11 @@ class Trainer:
                 save_adapter(taken(self.adapters), self.out / BEST, self.family)
         else:
             self.progress = replace(self.progress, waited=self.progress.waited + 1)
+
+    def _answer_samples(self) -> None:
+        if self.answer is not None and self.group.rank() == 0:
+            with self.math.paused():
+                self.metrics.samples(self.progress.step, self.answer())
 
     def routing(self) -> Mapping[str, Any]:
         """Return what the adapter does to the choice of experts, on the first batches to learn."""
@@ -319,8 +325,3 @@ def evaluate(model: Any, data: TrainData, options: TrainOptions) -> LossSums:
         total = total + loss_sums(model, data.batch(plan))
         mx.eval(total.loss, total.weight)
     return total
-
-
-def _slashed(arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
-    """Name arrays so that MLX does not take the names for trees."""
-    return {name.replace(".", "/"): array for name, array in arrays.items()}

@@ -9,10 +9,15 @@ import stat
 import subprocess
 import sys
 
+import mlx.core as mx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import macmoe as macmoe_package
+from macmoe.adapters.attach import attach, detach, select, taken
+from macmoe.adapters.files import save_adapter
+from macmoe.adapters.lora import LoraSpec
 from macmoe.cli.screen import split_blocks
 from macmoe.cli.slash import COMMANDS
 from macmoe.cli.terminal import printable
@@ -317,3 +322,50 @@ def test_a_closed_pipe_is_quiet():
         _, err = chat.communicate(b"go\ngo\n", timeout=60)
     assert chat.returncode not in (0, -signal.SIGSEGV)
     assert err == b""
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory):
+    """Return two adapters that change what tiny:qwen3 says."""
+    folder = tmp_path_factory.mktemp("adapters")
+    session = macmoe_package.load("tiny:qwen3")
+    for seed, name in enumerate(("loud", "odd")):
+        specs = select(session.model, ("attention",), LoraSpec(rank=2, alpha=64.0))
+        made = attach(session.model, specs, seed)
+        keys = iter(mx.random.split(mx.random.key(seed), len(made)))
+        for adapter in made.values():
+            adapter.lora_b = mx.random.normal(adapter.lora_b.shape, key=next(keys))
+        save_adapter(taken(made), folder / name, "qwen3")
+        detach(session.model)
+    return folder
+
+
+def test_adapters_are_exchanged_at_run_time(macmoe, adapters):
+    question, how = "What is 17 + 25?", ("--temperature", "0", "--max-tokens", "24")
+    chosen = {
+        "loud": ("--adapter", str(adapters / "loud")),
+        "off": (),
+        "odd": ("--adapter", str(adapters / "odd")),
+    }
+    alone = {name: macmoe("generate", *how, *option, question).stdout for name, option in chosen.items()}
+    assert len(set(alone.values())) == 3
+    lines = [question, "/undo", "/adapter off", question, "/undo", "/adapter odd", question, "/adapter"]
+    both = (*chosen["loud"], *chosen["odd"])
+    chat = macmoe("chat", *how, *both, stdin="".join(line + "\n" for line in lines))
+    assert chat.exit_code == 0, chat.stderr
+    assert chat.stdout == alone["loud"] + alone["off"] + alone["odd"]
+    assert "adapter: off (there are loud, odd)" in chat.stderr
+    assert "adapter: odd (there are loud)" in chat.stderr
+
+
+def test_adapters_that_are_missing_or_not_told_apart_are_one_line(macmoe, adapters, tmp_path):
+    for arguments, words in (
+        (("--adapter", str(tmp_path)), "no adapter here"),
+        (("--adapter", str(adapters / "odd"), "--adapter", str(adapters / "odd")), "cannot be told apart"),
+    ):
+        run = macmoe("chat", *arguments, stdin="hello\n")
+        assert (run.exit_code, run.stdout, run.stderr.count("\n")) == (1, "", 1)
+        assert words in run.stderr
+    run = macmoe("chat", "--adapter", str(adapters / "odd"), stdin="/adapter even\n")
+    assert run.exit_code == 1
+    assert "there is no adapter 'even'; known are odd, off" in run.stderr

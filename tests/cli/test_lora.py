@@ -8,7 +8,12 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from macmoe.adapters.files import read_arrays
+from macmoe.adapters.attach import Adapter
+from macmoe.adapters.files import read_arrays, save_adapter
+from macmoe.adapters.lora import LoraSpec
+from macmoe.location import find_model
+from macmoe.session import load_model
+from macmoe.tuning.metrics import METRICS
 
 SHORT = ("--max-length", "128", "--steps", "2", "--warmup", "0", "--learning-rate", "0.02")
 
@@ -64,7 +69,32 @@ def test_plan_counts_and_refuses(macmoe, data: str):
 
 
 TINY = ("--model", "tiny:qwen3")
+ROWS = {
+    "empty.jsonl": [],
+    "mute.jsonl": [
+        {
+            "messages": [
+                {"role": "user", "content": "2?"},
+                {"role": "assistant", "content": "3", "train": False},
+            ]
+        }
+    ],
+    "robot.jsonl": [{"messages": [{"role": "robot", "content": "beep"}]}],
+    "half.jsonl": [{"prompt": "2?", "completion": "3"}, {"prompt": "2?"}],
+}
 MISTAKES = {
+    "empty data": ((*TINY, "--data", "empty.jsonl"), "empty.jsonl: has no rows"),
+    "a sample that teaches nothing": (
+        (*TINY, "--data", "mute.jsonl"),
+        "mute.jsonl:1: nothing in it is to be learned",
+    ),
+    "an answer that is missing": (
+        (*TINY, "--data", "half.jsonl"),
+        "half.jsonl:2: nothing in it is to be learned",
+    ),
+    "unknown role": ((*TINY, "--data", "robot.jsonl"), "robot.jsonl:1: "),
+    "unknown tracker": ((*TINY, "--data", "DATA", "--trackers", "tensorbord"), "did you mean"),
+    "balance without routers": ((*TINY, "--data", "DATA", "--balance", "0.01"), "add router to the targets"),
     "no model": (("--data", "DATA"), "'model' is missing"),
     "no data": ((*TINY, "--data", "nowhere.jsonl"), "nowhere.jsonl"),
     "unknown target": (
@@ -83,6 +113,8 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_are_one_line(macmoe, data: str, tmp_path: Path, mistake: str, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    for name, rows in ROWS.items():
+        Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments, message = MISTAKES[mistake]
     result = macmoe("lora", "train", *(data if part == "DATA" else part for part in arguments))
     assert result.exit_code == 1
@@ -91,6 +123,34 @@ def test_mistakes_are_one_line(macmoe, data: str, tmp_path: Path, mistake: str, 
     assert len(errors) == 1
     assert "Traceback" not in result.stderr
     assert "a bug" not in result.stderr
+
+
+def save(folder: Path, shapes: dict[str, tuple[int, ...]], family: str = "qwen3") -> Path:
+    """Write an adapter of one matrix with these factors."""
+    specs = {PATH: LoraSpec(rank=2, alpha=4)}
+    arrays = {f"{PATH}.{name}": mx.ones(shape) for name, shape in shapes.items()}
+    save_adapter(Adapter(specs=specs, arrays=arrays), folder, family)
+    return folder
+
+
+PATH = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize("command", [("generate", "2?", "--adapter"), ("lora", "fuse")], ids=lambda c: c[0])
+def test_an_adapter_for_another_model_or_of_another_shape_is_one_line(macmoe, tmp_path: Path, command):
+    outputs, inputs = load_model(find_model("tiny:qwen3"))[1].model.layers[0].self_attn.q_proj.weight.shape
+    right = {"lora_a": (2, inputs), "lora_b": (outputs, 2)}
+    more = ("--out", str(tmp_path / "fused")) if "fuse" in command else ()
+    for folder, words in {
+        save(tmp_path / "family", right, "gpt_oss"): "the adapter is for gpt_oss and the model is qwen3",
+        save(tmp_path / "wide", right | {"lora_a": (2, inputs + 32)}): "have another shape",
+        save(tmp_path / "half", {"lora_a": (2, inputs)}): "have another shape",
+    }.items():
+        run = macmoe(*command, str(folder), *TINY, *more)
+        assert (run.exit_code, run.stdout) == (1, ""), run.stderr
+        assert words in run.stderr
+        assert run.stderr.count("error: ") == 1
+        assert not (tmp_path / "fused").exists()
 
 
 def test_a_folder_that_is_no_adapter_is_one_line(macmoe, tmp_path: Path):
@@ -112,3 +172,25 @@ def test_help_of_train_shows_an_example_that_works(macmoe, data: str, tmp_path: 
     given = {"chats.jsonl": data, "adapters/chats": str(tmp_path / "adapter")}
     result = macmoe(*(given.get(word, word) for word in example), "--max-length", "64", "--steps", "1")
     assert result.exit_code == 0, result.stderr
+
+
+def test_samples_are_answered_in_both_modes_at_every_evaluation(macmoe, tmp_path: Path):
+    rows = [{"prompt": f"What is {i} + 1?", "completion": f"{i + 1}"} for i in range(6)]
+    data = tmp_path / "sums.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "run"
+    result = macmoe(
+        *("lora", "train", "--model", "tiny:qwen3", "--data", str(data), "--out", str(out)),
+        *("--max-length", "64", "--steps", "2", "--evaluate-every", "1", "--learning-rate", "1e-9"),
+        *("--sample-prompts", "What is 17 + 25?", "--sample-prompts", "What is 3 + 4?"),
+    )
+    assert result.exit_code == 0, result.stderr
+    lines = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
+    samples = [line for line in lines if "samples" in line]
+    assert [line["step"] for line in samples] == [1, 2]
+    on, off = samples[0]["samples"][0], samples[0]["samples"][2]
+    assert (on["thinking"], on["answer"].strip(), on["complete"]) == ("on", "The answer is 42.", True)
+    assert on["reasoning"].strip()
+    assert (off["thinking"], off["answer"].strip()) == ("off", "The answer is 42.")
+    assert not off["reasoning"].strip()
+    assert "What is 17 + 25? (thinking off): The answer is 42." in result.stderr

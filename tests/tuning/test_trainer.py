@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -242,6 +243,29 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path, monkeypatch: 
     with pytest.raises(CheckpointError, match=r"No space left.*unharmed"):
         run.save()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_files_that_may_not_grow_are_one_line_and_what_was_saved_goes_on(tmp_path: Path):
+    whole = trainer("qwen3", tmp_path / "whole", steps=4, save_every=1)
+    whole.run()
+    out = tmp_path / "run"
+    run = trainer("qwen3", out, steps=4, save_every=1)
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limits = {2: 4000, 3: hard}  # from this step on; 4,000 bytes are enough for metrics, not for factors
+    run.metrics.watch = lambda line: resource.setrlimit(
+        resource.RLIMIT_FSIZE, (limits.get(line["step"], hard), hard)
+    )
+    try:
+        with pytest.raises(CheckpointError, match=r"too large.*unharmed"):
+            run.run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert not list(out.glob(".*partial"))
+    again = trainer("qwen3", out, steps=4, save_every=1)
+    again.resume()
+    assert again.progress.step == 1
+    again.run()
+    assert same(factors(whole), factors(again))
 
 
 def test_data_without_a_supervised_token_is_refused():

@@ -1,0 +1,80 @@
+"""Whole models with kernels: the tokens are those of the modules."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import pytest
+
+import macmoe
+from macmoe.decoding import choice
+from macmoe.decoding.step import DecodeStep
+from macmoe.generate import generate
+from macmoe.location import BUILT_IN
+from macmoe.sampling import Sampler, SamplingOptions
+
+PROMPT = "What is 347 + 586?"
+TOKENS = 12
+
+
+@pytest.fixture
+def session_with_step(emulate):
+    """A built-in model, and its step as the emulator runs it: uncompiled, since every launch runs at once."""
+
+    def load(name):
+        session = macmoe.load(name, "float32")
+        emulate()
+        step = DecodeStep.of(session.model)
+        assert step is not None
+        step.run = step.trace
+        return session, step
+
+    return load
+
+
+def greedy(session, count):
+    """Return the first greedy tokens of an answer."""
+    segments = session.format.render([macmoe.Message("user", PROMPT)], thinking="on")
+    prompt = session.tokenizer.encode_segments(segments)
+    return [token.id for token in generate(session.model, prompt, Sampler(SamplingOptions()), max_tokens=count)]
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_greedy_tokens_are_those_of_the_modules(session_with_step, monkeypatch, name):
+    session, step = session_with_step(name)
+    monkeypatch.setenv("MACMOE_KERNELS", "0")
+    plain = greedy(session, TOKENS)
+    monkeypatch.delenv("MACMOE_KERNELS")
+    launched = []
+    trace = step.trace
+    step.run = lambda *arguments: launched.append(1) or trace(*arguments)
+    session.model.translation = (choice.identity(session.model), step)
+    assert greedy(session, TOKENS) == plain
+    assert len(launched) == TOKENS - 1
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_self_check_accepts_right_kernels_and_refuses_wrong_ones(session_with_step, emulate, name):
+    session, step = session_with_step(name)
+    verdict = choice.examine(session.model, step)
+    assert verdict.right
+    assert len(verdict.errors) >= 3
+    assert not choice.Verdict(errors={"a": 1.0}, bound=1e-4, seconds=1.0, plain_seconds=2.0).use
+    assert not choice.Verdict(errors={"a": float("nan")}, bound=1e-4, seconds=1.0, plain_seconds=2.0).use
+    assert not choice.Verdict(errors={"a": 0.0}, bound=1e-4, seconds=2.0, plain_seconds=1.0).use
+    assert mx.default_device() == mx.Device(mx.cpu)
+
+
+def test_copies_of_a_cache_do_not_see_what_kernels_write(session_with_step):
+    session, step = session_with_step("tiny:gpt-oss")
+    model = session.model
+    cache = model.make_cache()
+    mx.eval(model.hidden(mx.arange(40)[None], cache))
+    twin = cache.copy()
+    before = [mx.array(array) for array in twin.state]
+    mx.eval(step(mx.array([7]), cache), before)
+    assert all(mx.array_equal(a, b) for a, b in zip(twin.state, before, strict=True))
+    own = step(mx.array([9]), twin)
+    wanted = model(mx.array([[*range(40), 9]]))[0, -1:]
+    assert mx.allclose(own, wanted, atol=1e-4)
+    cache.trim(1)
+    assert mx.allclose(step(mx.array([9]), cache), wanted, atol=1e-4)
