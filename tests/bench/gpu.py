@@ -119,7 +119,8 @@ def stage_of_shape(log: Log, stage_name: str, name: str, *, small: bool) -> None
     if log.left < LEAST:
         log.add(label | {"not_measured": f"the budget of {log.seconds:.0f} s is used up"})
         return
-    plan = Plan(tokens=stage.tokens, rounds=stage.rounds, time_limit=log.left)
+    share = log.left / len(stage.contexts + stage.prompts)  # so that all of them end in time
+    plan = Plan(tokens=stage.tokens, rounds=stage.rounds, time_limit=share)
 
     def done(report: Report) -> None:
         show(report)
