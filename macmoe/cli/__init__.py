@@ -27,6 +27,8 @@ COMMANDS = {
     "cache": ("macmoe.cli.cache", "List and remove the models that were converted at first use."),
     "inspect": ("macmoe.cli.inspect", "Compare architectures, parameters and memory side by side."),
     "score": ("macmoe.cli.score", "Measure log-probabilities and perplexity of a text."),
+    "bench": ("macmoe.cli.bench", "Measure speed, memory and kernels, also beside mlx-lm."),
+    "doctor": ("macmoe.cli.doctor", "Describe this machine, and check the kernels on it."),
     "lora": ("macmoe.cli.lora", "Fine-tune with low-rank adapters."),
 }
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it

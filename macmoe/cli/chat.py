@@ -14,7 +14,7 @@ from macmoe.cli import Failure, describe
 from macmoe.cli.editor import agrees, line_editor, piped_line, read_message
 from macmoe.cli.events import show
 from macmoe.cli.loading import open_session
-from macmoe.cli.options import answer_options, cache_option, open_cache
+from macmoe.cli.options import answer_options, cache_option, no_kernels_option, open_cache
 from macmoe.cli.screen import PLAIN_WRITERS, LiveScreen, erase_live_line
 from macmoe.cli.slash import COMMANDS, run_command
 from macmoe.cli.terminal import is_terminal, note, printable
@@ -40,6 +40,7 @@ WELCOME = "{model}. /help lists the commands, Ctrl-C stops an answer, Ctrl-D lea
 @click.command()
 @answer_options
 @cache_option
+@no_kernels_option
 @click.option(
     "--tool",
     "tool_files",

@@ -14,7 +14,7 @@ import click
 from macmoe.chat.messages import check_tools
 from macmoe.cli.events import WRITERS, collect, show
 from macmoe.cli.loading import open_session
-from macmoe.cli.options import adapter_option, answer_options, cache_option, open_cache
+from macmoe.cli.options import adapter_option, answer_options, cache_option, no_kernels_option, open_cache
 from macmoe.cli.terminal import is_terminal, progress_bar, read_text, write_answer
 from macmoe.errors import UsageError
 
@@ -43,6 +43,7 @@ NOT_RAW = ("system", "thinking", "thinking_budget", "max_answer_tokens")
     help="A JSON list of tools to declare; calls are printed, never run.",
 )
 @cache_option
+@no_kernels_option
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without a chat format.")
 @click.option("--hide-thinking", is_flag=True, help="Do not show the thinking.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")

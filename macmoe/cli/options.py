@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -12,6 +13,7 @@ import click
 
 from macmoe.conversation import Settings
 from macmoe.errors import UsageError
+from macmoe.kernels.source import SWITCH
 from macmoe.prompt_cache import PromptCache
 
 if TYPE_CHECKING:
@@ -74,6 +76,21 @@ cache_option = click.option(
     "cache_file",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Go on with what this file knows of the prompt, and update it at the end.",
+)
+
+
+def _turn_kernels_off(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value and SWITCH not in os.environ:
+        os.environ[SWITCH] = "0"
+        ctx.call_on_close(lambda: os.environ.pop(SWITCH, None))
+
+
+no_kernels_option = click.option(
+    "--no-kernels",
+    is_flag=True,
+    expose_value=False,
+    callback=_turn_kernels_off,
+    help=f"Use plain MLX operations instead of macmoe's kernels ({SWITCH}=0 does the same).",
 )
 
 

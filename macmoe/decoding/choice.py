@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
@@ -84,22 +85,35 @@ def identity(model: Model) -> tuple[int, ...]:
     return tuple(id(array) for _, array in tree_flatten(model.parameters()))
 
 
-def remembered_verdict(model: Model, step: DecodeStep) -> Verdict:
-    """Return the verdict for this device and form of model, from the cache folder if it is there."""
+def remembered_verdict(model: Model, step: DecodeStep, *, fresh: bool = False) -> Verdict:
+    """Return the verdict for this device and form of model, from the cache folder if it is there.
+
+    Args:
+        model: The model.
+        step: Its translation.
+        fresh: Check again whatever is there.
+    """
     folder = cache_folder()
     if folder is None:
         return examine(model, step)
     path = folder / "kernels" / f"{_form(model)}.json"
-    try:
-        return Verdict(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):  # none yet, or not ours
-        verdict = examine(model, step)
+    known = None if fresh else _read_verdict(path)
+    if known is not None:
+        return known
+    verdict = examine(model, step)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(verdict)), encoding="utf-8")
     except OSError:  # a read-only home is no reason to fail: the next run checks again
         pass
     return verdict
+
+
+def _read_verdict(path: Path) -> Verdict | None:
+    try:
+        return Verdict(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):  # none yet, or not ours
+        return None
 
 
 def _form(model: Model) -> str:

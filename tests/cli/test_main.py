@@ -34,6 +34,8 @@ Commands:
   cache     List and remove the models that were converted at first use.
   inspect   Compare architectures, parameters and memory side by side.
   score     Measure log-probabilities and perplexity of a text.
+  bench     Measure speed, memory and kernels, also beside mlx-lm.
+  doctor    Describe this machine, and check the kernels on it.
   lora      Fine-tune with low-rank adapters.
 """
 

@@ -1,0 +1,96 @@
+"""The machine: what `macmoe doctor` says of it, and of the kernels on it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from macmoe.bench.run import versions
+from macmoe.decoding.choice import Verdict, remembered_verdict
+from macmoe.decoding.step import DecodeStep
+from macmoe.families import Model
+from macmoe.kernels import source
+
+WRONG, SLOWER, OK = "wrong", "slower", "ok"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What macmoe runs on.
+
+    Attributes:
+        system: Operating system with its version.
+        processor: Kind and number of cores.
+        python: Version.
+        versions: Of the packages.
+        device: MLX's default device.
+        limits: What MLX says of the device, memory in bytes.
+    """
+
+    system: str
+    processor: str
+    python: str
+    versions: dict[str, str]
+    device: str
+    limits: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """The kernels for one model; no verdict where they have no form of it, such as some packings."""
+
+    model: str
+    verdict: Verdict | None
+
+    @property
+    def outcome(self) -> str:
+        """What the check means."""
+        if self.verdict is None:
+            return "none for this model"
+        if not self.verdict.right:
+            return WRONG
+        return OK if self.verdict.use else SLOWER
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything for JSON."""
+        figures = {} if self.verdict is None else asdict(self.verdict) | {"used": self.verdict.use}
+        return {"model": self.model, "outcome": self.outcome} | figures
+
+
+def this_machine() -> Machine:
+    """Describe this machine."""
+    mac = platform.mac_ver()[0]
+    return Machine(
+        system=f"macOS {mac}" if mac else platform.platform(),
+        processor=f"{platform.machine()}, {os.cpu_count()} cores",
+        python=platform.python_version(),
+        versions=versions(),
+        device=str(mx.default_device()),
+        limits=dict(mx.device_info()),
+    )
+
+
+def kernels_off() -> str | None:
+    """Return why no kernels are used on this machine, None if they may be."""
+    if source.backend() is None:
+        return "kernels need a GPU; plain operations are used"
+    if os.environ.get(source.SWITCH) == "0":
+        return f"turned off ({source.SWITCH}=0); plain operations are used"
+    return None
+
+
+def check(name: str, model: Model, *, fresh: bool) -> Checked:
+    """Check the kernels on a model, unless that has been done on this device with this MLX.
+
+    Args:
+        name: What to call the model.
+        model: The model.
+        fresh: Check again whatever is remembered.
+    """
+    step = DecodeStep.of(model)
+    verdict = None if step is None else remembered_verdict(model, step, fresh=fresh)
+    return Checked(model=name, verdict=verdict)

@@ -1,0 +1,204 @@
+"""A whole run for one model: which cases, on which sides, and what is reported of them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import mlx.core as mx
+
+from macmoe.bench.counting import Kernels
+from macmoe.bench.measure import DECODE, Case, Plan, Times, decode_case, prefill_case, random_prompt
+from macmoe.bench.peer import peer_model
+from macmoe.bench.sides import Ours, Peer, Side
+from macmoe.bench.traffic import bandwidth, token_bytes, weight_bytes
+from macmoe.bench.weights import random_model, shortened
+from macmoe.families import Model
+from macmoe.version import __version__
+
+OURS, PEER = "macmoe", "mlx-lm"
+USUAL_CONTEXTS, USUAL_PROMPTS = (512,), (2_048,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What is measured.
+
+    Attributes:
+        name: What to call it.
+        model: With its weights.
+        config: Its configuration as the hub spells it.
+    """
+
+    name: str
+    model: Model
+    config: Mapping[str, Any]
+
+    @classmethod
+    def drawn(cls, name: str, config: Mapping[str, Any], layers: int | None = None) -> Subject:
+        """Draw random weights for a published configuration.
+
+        Raises:
+            UsageError: The model does not have so many layers.
+        """
+        cut = shortened(config, layers)
+        return cls(name=name, model=random_model(cut), config=cut)
+
+    def sides(self, *, against_peer: bool) -> dict[str, Side]:
+        """Return the sides of a comparison, macmoe first.
+
+        Raises:
+            UsageError: mlx-lm is not installed, or cannot hold these weights.
+        """
+        sides: dict[str, Side] = {OURS: Ours(self.model)}
+        if against_peer:
+            sides[PEER] = Peer(peer_model(self.model, self.config), self.model)
+        return sides
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """Which cases to measure.
+
+    Attributes:
+        contexts: Tokens in the cache when decoding.
+        prompts: Tokens of the prompts to read.
+        plan: How.
+    """
+
+    contexts: tuple[int, ...] = ()
+    prompts: tuple[int, ...] = ()
+    plan: Plan = field(default_factory=Plan)
+
+    @classmethod
+    def asked(cls, contexts: tuple[int, ...], prompts: tuple[int, ...], plan: Plan) -> Work:
+        """Return the cases asked for; where none is, one of each kind."""
+        if not contexts and not prompts:
+            contexts, prompts = USUAL_CONTEXTS, USUAL_PROMPTS
+        return cls(contexts=contexts, prompts=prompts, plan=plan)
+
+    @property
+    def cases(self) -> int:
+        """How many there are."""
+        return len(self.contexts) + len(self.prompts)
+
+
+@dataclass(slots=True, kw_only=True)
+class Report:
+    """What came out.
+
+    Attributes:
+        name: Of the model.
+        layers: How many of its layers were measured.
+        weight_bytes: Bytes of all weights.
+        token_bytes: By context: bytes that a token reads.
+        bandwidth: Bytes per second that a copy in memory moves on this device, read and written.
+        uses_kernels: Whether macmoe decodes with its kernels here.
+        kernels: Kernels of one token, by side.
+        cases: Those that are done.
+    """
+
+    name: str
+    layers: int
+    weight_bytes: int
+    token_bytes: dict[int, int]
+    bandwidth: float
+    uses_kernels: bool
+    kernels: dict[str, Kernels]
+    cases: list[Case] = field(default_factory=list)
+
+    def transient_bytes(self, times: Times) -> int | None:
+        """Return how much memory a side held at most beyond its weights and its cache; None: not measured."""
+        if not times.peak_bytes:
+            return None
+        return times.peak_bytes - self.weight_bytes - times.cache_bytes
+
+    def limit(self, context: int) -> float:
+        """Return the tokens per second at which reading alone would fill the time."""
+        return self.bandwidth / self.token_bytes[context]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything for JSON."""
+        return {
+            "model": self.name,
+            "layers": self.layers,
+            "device": device_name(),
+            "versions": versions(),
+            "weight_bytes": self.weight_bytes,
+            "bandwidth_bytes_per_second": self.bandwidth,
+            "uses_kernels": self.uses_kernels,
+            "kernels": {name: asdict(kernels) for name, kernels in self.kernels.items()},
+            "cases": [self._case(case) for case in self.cases],
+        }
+
+    def _case(self, case: Case) -> dict[str, Any]:
+        figures = case.to_json()
+        figures["ratio"] = case.ratio(OURS, PEER)
+        for name, times in case.sides.items():
+            figures["sides"][name]["transient_bytes"] = self.transient_bytes(times)
+        if case.size not in self.token_bytes or case.kind != DECODE:
+            return figures
+        limit = self.limit(case.size)
+        shares = {name: times.rate / limit for name, times in case.sides.items() if times.rate}
+        return figures | {
+            "token_bytes": self.token_bytes[case.size],
+            "limit_rate": limit,
+            "share_of_limit": shares,
+        }
+
+
+def device_name() -> str:
+    """Return what MLX calls the device."""
+    return str(mx.device_info().get("device_name", mx.default_device()))
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what was measured."""
+    return {"macmoe": __version__} | {name: _version(name) for name in ("mlx", PEER)}
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def run(
+    subject: Subject, sides: Mapping[str, Side], work: Work, *, done: Callable[[Report], None] | None = None
+) -> Report:
+    """Measure every case; one that fails or takes too long is reported as such, and the others go on.
+
+    Args:
+        subject: The model.
+        sides: macmoe, and mlx-lm if it takes part.
+        work: The cases.
+        done: Called after each case.
+    """
+    model = subject.model
+    ours = sides[OURS]
+    assert isinstance(ours, Ours)
+    report = Report(
+        name=subject.name,
+        layers=len(model.model.layers),
+        weight_bytes=weight_bytes(model),
+        token_bytes={context: token_bytes(model, context) for context in work.contexts},
+        bandwidth=bandwidth(),
+        uses_kernels=ours.uses_kernels,
+        kernels={name: side.kernels() for name, side in sides.items()},
+    )
+    cases: list[Callable[[], Case]] = [
+        *(lambda context=context: decode_case(sides, context, work.plan) for context in work.contexts),
+        *(lambda tokens=tokens: _prefill(subject, sides, tokens, work.plan) for tokens in work.prompts),
+    ]
+    for case in cases:
+        report.cases.append(case())
+        if done is not None:
+            done(report)
+    return report
+
+
+def _prefill(subject: Subject, sides: Mapping[str, Side], tokens: int, plan: Plan) -> Case:
+    return prefill_case(sides, random_prompt(subject.model.config.vocab_size, tokens), plan)

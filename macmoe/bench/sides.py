@@ -1,0 +1,153 @@
+"""The two sides of a comparison: each decodes after a filled cache, reads a prompt, counts its kernels."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from macmoe.bench.counting import Kernels, peer_kernels, plain_kernels, step_kernels
+from macmoe.bench.traffic import cache_bytes, state_shapes
+from macmoe.decoding.choice import decode_step
+from macmoe.families import Model
+from macmoe.generate import generate
+from macmoe.nn.cache import ModelCache
+from macmoe.sampling import Sampler, SamplingOptions
+
+FIRST = 1  # the token that follows a filled cache
+COUNTED_AFTER = 64  # tokens in the cache when kernels are counted
+
+
+class Side(Protocol):
+    """What is measured."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights."""
+        ...
+
+    def decode(self, context: int, tokens: int) -> Iterator[int]:
+        """Yield tokens, chosen greedily, after a cache of random content; the first `next` fills it."""
+        ...
+
+    def first_token(self, prompt: Sequence[int]) -> int:
+        """Process a prompt and return the token after it."""
+        ...
+
+    def cache_bytes(self, context: int) -> int:
+        """Return the bytes of the cache that one token reads."""
+        ...
+
+    def kernels(self) -> Kernels:
+        """Count the kernels of one token."""
+        ...
+
+
+def random_states(model: Model, context: int) -> Iterator[list[mx.array]]:
+    """Yield arrays [1, heads, context, width] for the cache of each layer, the same at every call."""
+    for number, arrays in enumerate(state_shapes(model)):
+        keys = mx.random.split(mx.random.key(number), len(arrays))
+        yield [
+            mx.random.normal((1, shape[1], context, shape[3]), dtype=dtype, key=key)
+            for (shape, dtype), key in zip(arrays, keys, strict=True)
+        ]
+
+
+class Ours:
+    """macmoe, through the loop that every answer comes from."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights."""
+        return _nbytes(self.model)
+
+    def _filled(self, context: int) -> ModelCache:
+        cache = self.model.make_cache()
+        for layer, arrays in zip(cache, random_states(self.model, context), strict=True):
+            layer.update(*arrays)
+            mx.eval(layer.state)
+        return cache
+
+    def decode(self, context: int, tokens: int) -> Iterator[int]:
+        """Yield tokens after a filled cache."""
+        cache = self._filled(context)
+        answer = generate(self.model, [FIRST], Sampler(SamplingOptions()), max_tokens=tokens, cache=cache)
+        return (token.id for token in answer)
+
+    def first_token(self, prompt: Sequence[int]) -> int:
+        """Process a prompt and return the token after it."""
+        return next(generate(self.model, prompt, Sampler(SamplingOptions()), max_tokens=1)).id
+
+    def cache_bytes(self, context: int) -> int:
+        """Return the bytes of the cache that one token reads."""
+        return cache_bytes(self.model, context)
+
+    @property
+    def uses_kernels(self) -> bool:
+        """Whether the kernels of macmoe.kernels decode: wanted, possible, right and faster here."""
+        return decode_step(self.model, self._filled(1)) is not None
+
+    def kernels(self) -> Kernels:
+        """Count the kernels of one token."""
+        cache = self._filled(COUNTED_AFTER)
+        step = decode_step(self.model, cache)
+        return plain_kernels(self.model, cache) if step is None else step_kernels(self.model, step, cache)
+
+
+class Peer:
+    """mlx-lm, through its `generate_step`.
+
+    Args:
+        peer: Its model.
+        ours: Ours, for what the caches are filled with.
+    """
+
+    def __init__(self, peer: Any, ours: Model) -> None:
+        self.peer = peer
+        self.ours = ours
+        self._lib: Any = importlib.import_module("mlx_lm.generate")
+        self._caches: Any = importlib.import_module("mlx_lm.models.cache")
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights."""
+        return _nbytes(self.peer)
+
+    def _filled(self, context: int) -> list[Any]:
+        caches = self._caches.make_prompt_cache(self.peer)
+        for cache, arrays in zip(caches, random_states(self.ours, context), strict=True):
+            # Latent attention has one array with us, latent and rotary key apart there.
+            both = arrays if len(arrays) > 1 else mx.split(arrays[0], [self.peer.args.kv_lora_rank], axis=-1)
+            mx.eval(cache.update_and_fetch(*both))
+        return caches
+
+    def decode(self, context: int, tokens: int) -> Iterator[int]:
+        """Yield tokens after a filled cache."""
+        answer = self._lib.generate_step(
+            mx.array([FIRST]), self.peer, max_tokens=tokens, prompt_cache=self._filled(context)
+        )
+        return (int(token) for token, _ in answer)
+
+    def first_token(self, prompt: Sequence[int]) -> int:
+        """Process a prompt in its own chunks (2,048 tokens) and return the token after it."""
+        token, _ = next(self._lib.generate_step(mx.array(list(prompt)), self.peer, max_tokens=1))
+        return int(token)
+
+    def cache_bytes(self, context: int) -> int:
+        """Return the bytes of the cache that one token reads."""
+        return cache_bytes(self.ours, context)
+
+    def kernels(self) -> Kernels:
+        """Count the kernels of one token."""
+        return peer_kernels(self.peer, self._filled(COUNTED_AFTER))
+
+
+def _nbytes(module: Any) -> int:
+    parameters: Any = tree_flatten(module.parameters())
+    return sum(array.nbytes for _, array in parameters)

@@ -1,0 +1,55 @@
+"""`macmoe bench`: speed, memory and kernels of a model, alone or beside mlx-lm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from macmoe.bench.measure import Plan
+from macmoe.bench.run import PEER, Subject, Work, run
+from macmoe.cli.bench_report import check_folder, check_plot, show
+from macmoe.cli.loading import open_session
+from macmoe.cli.options import no_kernels_option
+from macmoe.cli.terminal import progress_bar
+from macmoe.inspection import find_config
+from macmoe_converters.targets import hub_spelling
+
+COUNT = click.IntRange(min=1)
+FILE = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
+
+
+@click.command()
+@click.argument("model_name", metavar="[MODEL]", required=False)
+@click.option("--shape", help="Random weights in the shape of a published model, such as gpt-oss-20b.")
+@click.option("--layers", type=COUNT, help="Only the first layers of --shape.")
+@click.option("--context", "contexts", type=COUNT, multiple=True, help="Decode after this many tokens.")
+@click.option("--prefill", "prompts", type=COUNT, multiple=True, help="Read a prompt of this many tokens.")
+@click.option("--tokens", type=COUNT, default=64, show_default=True, help="Decoded in a round.")
+@click.option("--rounds", type=COUNT, default=3, show_default=True, help="Of each side, in turn.")
+@click.option("--time-limit", type=click.FloatRange(min=0, min_open=True), help="Seconds for one case.")
+@click.option("--against", type=click.Choice([PEER]), help="Measure it too, on the same weights.")
+@click.option("--json", "json_file", type=FILE, callback=check_folder, help="Write JSON to a file, or to -.")
+@click.option("--plot", "plot_file", type=FILE, callback=check_plot, help="Draw into a PNG or SVG file.")
+@no_kernels_option
+def command(*, model_name: str | None, shape: str | None, layers: int | None, **how: Any) -> None:
+    """Measure speed, memory and kernels, also beside mlx-lm.
+
+    MODEL is a checkpoint; --shape needs none. Decoding follows a cache of random content (--context, usually
+    512), reading a prompt is timed until the first token (--prefill, 2,048); both may be repeated.
+    """
+    if (model_name is None) == (shape is None) or (layers and not shape):
+        raise click.UsageError("Give either MODEL, or --shape NAME with or without --layers.")
+    config = find_config(model_name or shape or "")[0]
+    if shape:
+        subject = Subject.drawn(shape, config, layers)
+    else:
+        model = open_session(model_name or "").model
+        subject = Subject(name=model_name or "", model=model, config=hub_spelling(config))
+    plan = Plan(tokens=how["tokens"], rounds=how["rounds"], time_limit=how["time_limit"])
+    work = Work.asked(how["contexts"], how["prompts"], plan)
+    with progress_bar("measuring") as bar:
+        sides = subject.sides(against_peer=how["against"] is not None)
+        report = run(subject, sides, work, done=lambda report: bar(len(report.cases), work.cases))
+    show(report, how["json_file"], how["plot_file"])

@@ -1,0 +1,78 @@
+"""`macmoe doctor`: the machine, and whether the kernels are right and fast on it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+
+from macmoe.bench.machine import OK, WRONG, Checked, Machine, check, kernels_off, this_machine
+from macmoe.cli.loading import open_session
+from macmoe.cli.options import no_kernels_option
+from macmoe.cli.terminal import size
+from macmoe.location import BUILT_IN
+
+BYTES_FROM = 1 << 20  # limits of the device from here on are bytes
+
+
+@click.command()
+@click.option("--model", "names", multiple=True, help="Check these instead of the built-in models; repeat.")
+@click.option("--fresh", is_flag=True, help="Check again what has been checked before.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@no_kernels_option
+def command(*, names: tuple[str, ...], fresh: bool, as_json: bool) -> None:
+    """Describe this machine, and check the kernels on it.
+
+    Each kind of layer is compared with plain MLX operations, and a token is timed both ways. What was found
+    is remembered for this device and MLX version; a model whose kernels are wrong or slower runs without.
+    """
+    machine, off = this_machine(), kernels_off()
+    checked = (
+        [] if off else [check(name, open_session(name).model, fresh=fresh) for name in names or BUILT_IN]
+    )
+    if as_json:
+        kernels = {"off": off, "models": [each.to_json() for each in checked]}
+        click.echo(json.dumps(asdict(machine) | {"kernels": kernels}, indent=2))
+        return
+    rows = [*_machine_rows(machine), *([("kernels", off)] if off else [])]
+    rows += [row for each in checked for row in _kernel_rows(each)]
+    width = max(len(label) for label, _ in rows)
+    click.echo("\n".join(f"{label.ljust(width)}  {text}" for label, text in rows))
+
+
+def _machine_rows(machine: Machine) -> list[tuple[str, str]]:
+    packages = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+    rows = [
+        ("system", machine.system),
+        ("processor", machine.processor),
+        ("python", machine.python),
+        ("packages", packages),
+        ("device", machine.device),
+    ]
+    return rows + [(name.replace("_", " "), _limit(value)) for name, value in machine.limits.items()]
+
+
+def _limit(value: object) -> str:
+    return size(value) if isinstance(value, int) and value >= BYTES_FROM else str(value)
+
+
+def _kernel_rows(checked: Checked) -> list[tuple[str, str]]:
+    """Return a row per kind of layer, and one for the time of a token."""
+    verdict = checked.verdict
+    if verdict is None:
+        return [(checked.model, "no kernels for its form; plain operations are used")]
+    rows = [
+        (
+            f"{checked.model}, {kind}",
+            f"{_judged(error, verdict.bound)} (relative error {error:.1e}, bound {verdict.bound:.0e})",
+        )
+        for kind, error in verdict.errors.items()
+    ]
+    times = f"{1e3 * verdict.seconds:.2f} ms with kernels, {1e3 * verdict.plain_seconds:.2f} ms without"
+    used = "used" if verdict.use else "not used"
+    return [*rows, (f"{checked.model}, one token", f"{checked.outcome}, {used}: {times}")]
+
+
+def _judged(error: float, bound: float) -> str:
+    return OK if error <= bound else WRONG

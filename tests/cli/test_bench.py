@@ -1,0 +1,115 @@
+"""`macmoe bench`: the table, JSON, the picture, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+QUICK = ("--tokens", "2", "--rounds", "1")
+TINY = ("tiny:qwen3", "--context", "20", "--prefill", "6", *QUICK)
+
+
+def test_a_checkpoint_is_measured_beside_mlx_lm(macmoe, tmp_path):
+    path = tmp_path / "figures.json"
+    result = macmoe("bench", *TINY, "--against", "mlx-lm", "--json", str(path))
+    assert (result.exit_code, result.stderr) == (0, "")
+    title, _, heading, *rows = result.stdout.splitlines()
+    assert title.startswith("tiny:qwen3, 4 layers, 4.90 MiB of weights; ")
+    assert title.endswith("; with plain operations")
+    assert heading.split() == ["macmoe", "mlx-lm", "ratio"]
+    labels = [row[: row.find("  ", 3)].rstrip() for row in rows]
+    assert labels == [
+        "kernels per token",
+        "  per layer",
+        "decode after 20, tokens/s",
+        "  lowest to highest",
+        labels[4],
+        "  tokens alike at first",
+        "  peak memory",
+        "  of it beyond weights and cache",
+        "prompt of 6, tokens/s",
+        "  lowest to highest",
+        "  first token after",
+        "  peak memory",
+        "  of it beyond weights and cache",
+    ]
+    assert labels[4].startswith("  of the limit (")
+    figures = json.loads(path.read_text())
+    decode, prefill = figures["cases"]
+    assert (decode["size"], decode["same_tokens"], prefill["size"]) == (20, 16, 6)
+    for name in ("macmoe", "mlx-lm"):
+        assert decode["sides"][name]["tokens_per_second"]["median"] > 0
+        assert figures["kernels"][name]["layer"] > 10
+
+
+def test_json_on_stdout_stands_alone(macmoe):
+    result = macmoe("bench", "tiny:gpt-oss", "--context", "8", *QUICK, "--json", "-")
+    figures = json.loads(result.stdout)
+    assert list(figures["kernels"]) == ["macmoe"]
+    assert [case["kind"] for case in figures["cases"]] == ["decode"]
+
+
+def test_the_speeds_are_drawn(macmoe, tmp_path):
+    path = tmp_path / "speeds.png"
+    assert macmoe("bench", *TINY, "--plot", str(path)).exit_code == 0
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_of_an_unknown_kind_is_refused(macmoe, tmp_path):
+    result = macmoe("bench", *TINY, "--plot", str(tmp_path / "speeds.txt"))
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert "no format that can be drawn; there are " in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+def test_a_folder_that_does_not_exist_is_noticed_before_measuring(macmoe, tmp_path, option):
+    path = tmp_path / "none" / "figures.png"
+    result = macmoe("bench", *TINY, option, str(path))
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == f"error: {path}: there is no folder {path.parent}; create it first\n"
+
+
+def test_a_case_without_time_is_said_not_to_be_measured(macmoe):
+    result = macmoe("bench", *TINY, "--time-limit", "1e-9")
+    assert result.exit_code == 0
+    assert result.stdout.count("not measured") == 2
+    assert "decode after 20, macmoe: 0 rounds: the time limit" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("tiny:qwen3", "--shape", "gpt-oss-20b"), ("tiny:qwen3", "--layers", "1")]
+)
+def test_one_model_is_asked_for(macmoe, arguments):
+    result = macmoe("bench", *arguments)
+    assert result.exit_code == 2
+    assert "Give either MODEL, or --shape NAME" in result.stderr
+
+
+def test_a_shape_has_no_more_layers_than_the_model(macmoe):
+    result = macmoe("bench", "--shape", "gpt-oss-20b", "--layers", "25")
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "error: this model has 24 layers; it cannot be measured with 25\n",
+    )
+
+
+def test_an_unknown_shape_is_refused_in_one_line(macmoe):
+    result = macmoe("bench", "--shape", "gpt-oss-20")
+    assert result.exit_code == 1
+    assert result.stderr.endswith("did you mean 'gpt-oss-20b'?\n")
+
+
+def test_the_switch_for_kernels_holds_for_one_command(macmoe, monkeypatch):
+    monkeypatch.delenv("MACMOE_KERNELS", raising=False)
+    seen: list[str | None] = []
+    monkeypatch.setattr("macmoe.cli.bench.run", lambda *_, **__: seen.append(os.environ["MACMOE_KERNELS"]))
+    monkeypatch.setattr("macmoe.cli.bench.show", lambda *_: None)
+    assert macmoe("bench", "tiny:qwen3", "--no-kernels").exit_code == 0
+    assert (seen, "MACMOE_KERNELS" in os.environ) == (["0"], False)
+
+
+@pytest.mark.parametrize("command", ["generate", "chat", "score", "bench", "doctor"])
+def test_kernels_can_be_turned_off_wherever_a_model_runs(macmoe, command):
+    assert "--no-kernels" in macmoe(command, "--help").stdout

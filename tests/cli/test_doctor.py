@@ -1,0 +1,104 @@
+"""`macmoe doctor`: the machine on a CPU, and what it says of kernels where there is a GPU."""
+
+from __future__ import annotations
+
+import json
+
+import mlx.core as mx
+import pytest
+
+from macmoe.bench import machine
+from macmoe.decoding import choice
+from macmoe.decoding.choice import Verdict
+from tests.recorded import record_launches
+
+MODELS = ("tiny:gpt-oss", "tiny:qwen3", "tiny:deepseek-v3")
+GOOD = Verdict(errors={"attention": 1e-3, "sparse": 2e-3}, bound=5e-2, seconds=1e-3, plain_seconds=3e-3)
+WRONG = Verdict(errors={"attention": 1e-3, "sparse": 2e-1}, bound=5e-2, seconds=1e-3, plain_seconds=3e-3)
+SLOW = Verdict(errors={"attention": 1e-3, "sparse": 2e-3}, bound=5e-2, seconds=4e-3, plain_seconds=3e-3)
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """Return a function that lets a check find a verdict, as on a machine with a GPU."""
+
+    def finds(verdict):
+        record_launches(monkeypatch)
+        asked = []
+        monkeypatch.setattr(
+            machine, "remembered_verdict", lambda *_, fresh: (asked.append(fresh), verdict)[1]
+        )
+        return asked
+
+    return finds
+
+
+def test_a_machine_without_a_gpu_uses_plain_operations(macmoe):
+    result = macmoe("doctor")
+    assert (result.exit_code, result.stderr) == (0, "")
+    rows = dict(line.split("  ", 1) for line in result.stdout.splitlines())
+    assert f"mlx {mx.__version__}" in rows["packages"]
+    assert result.stdout.splitlines()[-1].split(maxsplit=1) == [
+        "kernels",
+        "kernels need a GPU; plain operations are used",
+    ]
+
+
+def test_json_has_the_same(macmoe):
+    figures = json.loads(macmoe("doctor", "--json").stdout)
+    assert figures["versions"]["mlx"] == mx.__version__
+    assert figures["kernels"] == {"off": "kernels need a GPU; plain operations are used", "models": []}
+
+
+def test_each_kind_of_layer_of_each_built_in_model_gets_a_line(macmoe, on_gpu):
+    asked = on_gpu(GOOD)
+    lines = macmoe("doctor").stdout.splitlines()[-9:]
+    for model, rows in zip(MODELS, (lines[:3], lines[3:6], lines[6:]), strict=True):
+        assert [row.split("  ")[0] for row in rows] == [
+            f"{model}, {what}" for what in ("attention", "sparse", "one token")
+        ]
+        assert rows[0].endswith("ok (relative error 1.0e-03, bound 5e-02)")
+        assert rows[2].endswith("ok, used: 1.00 ms with kernels, 3.00 ms without")
+    assert asked == [False] * 3
+
+
+@pytest.mark.parametrize(("verdict", "outcome"), [(WRONG, "wrong"), (SLOW, "slower")])
+def test_kernels_that_are_wrong_or_slower_are_not_used(macmoe, on_gpu, verdict, outcome):
+    on_gpu(verdict)
+    lines = macmoe("doctor", "--model", "tiny:qwen3").stdout.splitlines()
+    assert f"{outcome}, not used: " in lines[-1]
+    assert ("wrong (relative error 2.0e-01" in lines[-2]) == (outcome == "wrong")
+    (model,) = json.loads(macmoe("doctor", "--model", "tiny:qwen3", "--json").stdout)["kernels"]["models"]
+    assert (model["model"], model["outcome"], model["used"]) == ("tiny:qwen3", outcome, False)
+
+
+def test_a_model_without_kernels_says_so(macmoe, on_gpu, monkeypatch):
+    on_gpu(GOOD)
+    monkeypatch.setattr(machine.DecodeStep, "of", lambda _: None)
+    line = macmoe("doctor", "--model", "tiny:qwen3").stdout.splitlines()[-1]
+    assert line.split(maxsplit=1) == ["tiny:qwen3", "no kernels for its form; plain operations are used"]
+
+
+def test_fresh_asks_for_another_check(macmoe, on_gpu):
+    asked = on_gpu(GOOD)
+    macmoe("doctor", "--model", "tiny:qwen3", "--fresh")
+    assert asked == [True]
+
+
+def test_turned_off_kernels_are_not_checked(macmoe, on_gpu, monkeypatch):
+    monkeypatch.delenv("MACMOE_KERNELS", raising=False)
+    asked = on_gpu(GOOD)
+    line = macmoe("doctor", "--no-kernels").stdout.splitlines()[-1]
+    assert line.endswith("turned off (MACMOE_KERNELS=0); plain operations are used")
+    assert asked == []
+
+
+def test_a_verdict_is_remembered_until_a_fresh_one_is_asked_for(monkeypatch, tmp_path):
+    import macmoe
+
+    monkeypatch.setenv("MACMOE_CACHE", str(tmp_path))
+    found = [GOOD, SLOW]
+    monkeypatch.setattr(choice, "examine", lambda *_: found.pop(0))
+    model = macmoe.load("tiny:qwen3").model
+    verdicts = [choice.remembered_verdict(model, None, fresh=fresh) for fresh in (False, False, True, False)]
+    assert verdicts == [GOOD, GOOD, SLOW, SLOW]

@@ -1,0 +1,106 @@
+"""The counter of kernels: what it counts, and how many a token costs at the published shapes."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_unflatten
+from mlx_lm.models.cache import make_prompt_cache
+
+from macmoe.bench.counting import launches, peer_kernels, plain_kernels, step_kernels
+from macmoe.bench.peer import peer_model
+from macmoe.bench.sides import random_states
+from macmoe.bench.weights import CORRECTION, empty_model, shortened
+from macmoe.checkpoint import parameters_of
+from macmoe.config import load_json
+from macmoe.decoding.step import DecodeStep
+from macmoe.inspection import CONFIGS
+from tests.recorded import COUNTED, hollow, record_fast_operations, record_launches
+
+# Shape -> changes of its configuration, the most kernels a layer may cost.
+PUBLISHED = {
+    "gpt-oss-20b": ({}, 10),
+    "qwen3-30b-a3b": ({}, 11),
+    "deepseek-v3": ({"first_k_dense_replace": 0}, 16),
+    "deepseek-v3, dense": ({"first_k_dense_replace": 2}, 16),
+}
+LAYERS = 2
+
+
+def published(name):
+    """Return a model of a published shape whose weights take no memory, and its configuration."""
+    changes, _ = PUBLISHED[name]
+    config = shortened(load_json(CONFIGS / f"{name.split(',')[0]}.json") | changes, LAYERS)
+    model = empty_model(config)
+    weights = [
+        (
+            path,
+            hollow(array.shape, array.dtype if array.dtype in {mx.uint32, mx.uint8} else _type(path)),
+        )
+        for path, array in parameters_of(model).items()
+    ]
+    model.update(tree_unflatten(weights))
+    return model, config
+
+
+def _type(path):
+    return mx.float32 if path.endswith(CORRECTION) else mx.bfloat16
+
+
+def as_peer(arrays, config):
+    return arrays if len(arrays) > 1 else mx.split(arrays[0], [config["kv_lora_rank"]], axis=-1)
+
+
+def filled_cache(model, tokens=8):
+    cache = model.make_cache()
+    for layer, arrays in zip(cache, random_states(model, tokens), strict=True):
+        layer.update(*arrays)
+        mx.eval(layer.state)
+    return cache
+
+
+def test_views_of_an_array_are_no_kernels():
+    x = mx.ones((4, 6))
+    mx.eval(x)
+    assert launches(x.T.reshape(3, 8)[1:2, None].squeeze(0)) == 0
+
+
+def test_operations_that_compute_are_counted_once_each():
+    x = mx.ones((4, 6))
+    mx.eval(x)
+    y = x @ x.T
+    assert launches(y + 1, mx.softmax(y, axis=-1)) == 3
+
+
+def test_elementwise_operations_count_as_one_where_they_are_compiled_together():
+    x = mx.ones((4, 6))
+    mx.eval(x)
+    assert launches(mx.exp(x) * x + x) == 3
+    assert launches(mx.compile(lambda x: mx.exp(x) * x + x)(x)) == 1
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_layer_costs_few_kernels_at_published_shapes(name, monkeypatch):
+    model, _ = published(name)
+    record_launches(monkeypatch)
+    step = DecodeStep.of(model)
+    assert step is not None
+    kernels = step_kernels(model, step, filled_cache(model), COUNTED)
+    assert kernels.layer <= PUBLISHED[name][1]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_token_costs_fewer_kernels_than_with_plain_operations_and_with_mlx_lm(name, monkeypatch):
+    model, config = published(name)
+    monkeypatch.setattr(mx, "contiguous", lambda array: array)  # copies of hollow arrays would take memory
+    peer = peer_model(model, config)
+    caches = make_prompt_cache(peer)
+    for cache, arrays in zip(caches, random_states(model, 8), strict=True):
+        mx.eval(cache.update_and_fetch(*as_peer(arrays, config)))
+    record_launches(monkeypatch)
+    record_fast_operations(monkeypatch)
+    step = DecodeStep.of(model)
+    ours = step_kernels(model, step, filled_cache(model), COUNTED)
+    plain = plain_kernels(model, filled_cache(model), COUNTED)
+    theirs = peer_kernels(peer, caches, COUNTED)
+    assert 1.6 * ours.layer <= min(plain.layer, theirs.layer)
