@@ -8,7 +8,7 @@ import pytest
 from macmoe.config import Quantization
 from macmoe.errors import ConfigError
 from macmoe.nn.mlp import clamped_swiglu, swiglu
-from macmoe.nn.moe import PAIRS_PER_EXPERT, Experts
+from macmoe.nn.moe import PAIRS_PER_EXPERT, Experts, combine
 from macmoe.nn.quantized import HeadLinear, pack_modules
 
 EXPERTS, DIM, HIDDEN, TOP_K = 4, 64, 96, 2
@@ -133,6 +133,17 @@ def test_sorted_rows_reach_mlx_in_whole_rows(monkeypatch):
     assert [memoryview(rows).strides for rows in operands] == [
         (4 * width, 4 * width, 4) for width in (DIM, HIDDEN)
     ]
+
+
+def test_the_gradient_of_rows_comes_in_whole_rows():
+    """The gradient goes through the same kernels as the rows did."""
+    order = mx.argsort(mx.random.randint(0, EXPERTS, (40 * TOP_K,)))
+    weights, rows = mx.ones((40, TOP_K)), mx.random.normal((40 * TOP_K, 1, DIM))
+    _, (gradient,) = mx.vjp(
+        lambda rows: combine(rows, weights, order, mx.argsort(order)), [rows], [mx.ones((40, DIM))]
+    )
+    mx.eval(gradient)
+    assert memoryview(gradient).strides == (4 * DIM, 4 * DIM, 4)
 
 
 def test_clamped_swiglu_clamps_both_inputs():
