@@ -7,6 +7,7 @@ file) is refused; so is an index that leads out of the folder.
 
 import json
 import math
+import os
 import re
 import struct
 from collections.abc import Iterable, Iterator
@@ -257,13 +258,16 @@ class Shards:
         data = np.empty(end - begin, np.uint8)
         rest = data.data
         try:
-            with path.open("rb", buffering=0) as file:
-                file.seek(self._begin[name] + begin)
+            file = os.open(path, os.O_RDONLY)
+            try:
+                os.lseek(file, self._begin[name] + begin, os.SEEK_SET)
                 while rest:
-                    count = file.readinto(rest)
+                    count = os.readv(file, [rest])
                     if not count:
                         raise OSError(None, "it became shorter meanwhile")
                     rest = rest[count:]
+            finally:
+                os.close(file)
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
         return data

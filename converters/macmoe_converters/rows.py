@@ -29,7 +29,7 @@ CARRIERS = {
     "U32": np.dtype("<u4"),
     "F32": np.dtype("<f4"),
 }
-CHUNK_BYTES = 2 << 20  # read at a time, or one row if that is more: stays in a cache on its way
+CHUNK_BYTES = 4 << 20  # read at a time, or one row if that is more: stays in a cache on its way
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,10 +39,12 @@ class Rows:
     Attributes:
         info: Type, in safetensors' spelling, and shape.
         read: Returns rows [begin, end), in the type's carrier; a scalar counts as one row.
+        joined: The arrays whose bytes, one after the other, are those of this one; mostly none.
     """
 
     info: TensorInfo
     read: Callable[[int, int], Array]
+    joined: Sequence["Rows"] = ()
 
     @property
     def dtype(self) -> str:
@@ -85,6 +87,20 @@ class Rows:
         """Cut the rows into slices: the first row of each, and the one behind its last."""
         step = self.slice_rows
         return ((begin, min(begin + step, len(self))) for begin in range(0, len(self), step))
+
+    def pieces(self) -> Iterator[tuple[int, Callable[[], Array]]]:
+        """Cut the bytes into pieces, none joined before it is needed: the size of each, and its reading."""
+        for array in self.joined:
+            yield from array.pieces()
+        if not self.joined:
+            for begin, end in self.slices():
+                yield (end - begin) * self.row_bytes, partial(self.read, begin, end)
+
+    @property
+    def piece_bytes(self) -> int:
+        """Size of the largest piece."""
+        own = min(self.slice_rows, len(self)) * self.row_bytes
+        return max((array.piece_bytes for array in self.joined), default=own)
 
     def within(self, begin: int, end: int) -> "Rows":
         """Return some of the rows."""
@@ -172,7 +188,7 @@ def stacked(arrays: Sequence[Rows], count: int) -> Rows:
         matrices = [array.all() for array in arrays[begin * each : end * each]]
         return np.concatenate(matrices).reshape(end - begin, *shape[1:])
 
-    return Rows(info=TensorInfo(dtype=arrays[0].dtype, shape=shape), read=read)
+    return Rows(info=TensorInfo(dtype=arrays[0].dtype, shape=shape), read=read, joined=arrays)
 
 
 def unstacked(array: Rows, each: int) -> list[Rows]:
