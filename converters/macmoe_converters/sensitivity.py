@@ -28,6 +28,7 @@ from macmoe.config import Quantization
 from macmoe.errors import UsageError
 from macmoe.families import Model, family_of
 from macmoe.nn.quantized import PACKED, PARTS
+from macmoe.scoring import divergence
 from macmoe.shards import TensorInfo
 from macmoe_converters.quantizing import NORM, pack, scale_dtype, unpack
 from macmoe_converters.recipes import EMBEDDING, MXFP4, NVFP4, affine, allows, roles, suitable
@@ -133,7 +134,7 @@ class Loaded:
 
 def _divergence(first: mx.array, second: mx.array) -> float:
     """Return the mean KL(first || second) of log-probabilities [length, vocab]."""
-    return cast("float", (mx.exp(first) * (first - second)).sum(axis=-1).mean().item())
+    return cast("float", divergence(first, second).mean().item())
 
 
 def _packed(values: mx.array, how: Quantization, scale_type: mx.Dtype) -> tuple[float, mx.array]:
@@ -187,8 +188,8 @@ def _options(loaded: Loaded, path: str, passages: Sequence[Passage], expected: m
     sensitivities = []
     for probe in probes:
         squared, left = _packed(values, probe, loaded.scale_type)
-        divergence = _divergence(expected, loaded.predictions_with(path, left, passages))
-        sensitivities.append(max(divergence, 0.0) / max(squared, TINY))
+        moved = _divergence(expected, loaded.predictions_with(path, left, passages))
+        sensitivities.append(moved / max(squared, TINY))
     for how in _candidates(path, values.shape[-1]):
         if how.bits_per_weight * values.size < bits:
             error, _ = _packed(values, how, loaded.scale_type)
