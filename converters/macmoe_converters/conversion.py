@@ -286,6 +286,7 @@ class Conversion:
         shard_bytes: int = SHARD_BYTES,
         force: bool = False,
         resume: bool = False,
+        hashes: bool = True,
         progress: Progress | None = None,
     ) -> None:
         """Write the checkpoint; it gets its name when it is complete.
@@ -296,6 +297,7 @@ class Conversion:
             shard_bytes: Size of the files of weights.
             force: Replace the macmoe checkpoint at `out`, and what an unfinished conversion left.
             resume: Continue an unfinished conversion, if there is one.
+            hashes: Record the SHA-256 of the files of weights in macmoe.json.
             progress: Called with the bytes written so far and in all.
 
         Raises:
@@ -309,6 +311,7 @@ class Conversion:
             source=self.folder,
             force=force,
             resume=resume,
+            hashes=hashes,
             progress=progress,
         )
 

@@ -204,7 +204,7 @@ def _slices(shard: Shard, position: int, where: Path) -> Iterator[memoryview]:
 
 
 def _write_shards(output: Output, draft: Draft, where: Path, progress: Progress | None) -> dict[str, str]:
-    """Write all files of weights, or what an earlier run left to write; return their SHA-256."""
+    """Write all files of weights, or what an earlier run left to write; return their digests."""
     found: dict[str, str] = {}
     done, total = 0, output.nbytes
     for shard in output.shards:
@@ -215,7 +215,7 @@ def _write_shards(output: Output, draft: Draft, where: Path, progress: Progress 
                 done += len(data)
                 if progress:
                     progress(done, total)
-        found[shard.name] = file.sha256
+        found[shard.name] = file.digest
     return found
 
 
@@ -276,6 +276,7 @@ def write_output(
     source: Path,
     force: bool = False,
     resume: bool = False,
+    hashes: bool = True,
     progress: Progress | None = None,
 ) -> None:
     """Write a checkpoint; it gets its name when it is complete.
@@ -286,6 +287,7 @@ def write_output(
         source: The folder it is made from.
         force: Replace a macmoe checkpoint at `out`, and what an unfinished conversion left.
         resume: Continue an unfinished conversion, if there is one.
+        hashes: Record the SHA-256 of the files of weights in macmoe.json.
         progress: Called with the bytes written so far and in all.
 
     Raises:
@@ -293,7 +295,7 @@ def write_output(
         CheckpointError: The source cannot be read, or its scales are not finite; nothing is kept.
         ConversionError: The files cannot be written; what was written can be resumed.
     """
-    draft = Draft(out, output.identity)
+    draft = Draft(out, output.identity, hashes=hashes)
     if resume and is_finished(output, out):
         draft.remove()
         return
@@ -306,7 +308,8 @@ def write_output(
                 write_json(draft.content / name, data)
             _copy_companions(output.companions, draft.content)
             if output.marker:
-                write_json(draft.content / MARKER, {**output.marker, "sha256": found})
+                recorded = {"sha256": found} if hashes else {}
+                write_json(draft.content / MARKER, {**output.marker, **recorded})
             draft.finish()
     except CheckpointError as error:
         if not isinstance(error, ConversionError):

@@ -74,6 +74,7 @@ class Bytes(click.ParamType):
 @click.option(
     "--shard-size", type=Bytes(), default=SHARD_BYTES, show_default="5GB", help="Of a file of weights."
 )
+@click.option("--hashes/--no-hashes", default=True, help="Record the SHA-256 of each file in macmoe.json.")
 @click.option("--resume", is_flag=True, help="Continue where an earlier run was stopped.")
 @click.option("--verify", "proves", is_flag=True, help="Read source and output again, prove every tensor.")
 @click.option("--force", is_flag=True, help="Replace the folder if it exists, and what was unfinished.")
@@ -89,6 +90,7 @@ def command(
     report_file: Path | None,
     plot: Path | None,
     shard_size: int,
+    hashes: bool,
     resume: bool,
     proves: bool,
     force: bool,
@@ -126,6 +128,7 @@ def command(
                 conversion.write,
                 to=to,
                 shard_bytes=shard_size,
+                hashes=hashes,
                 resume=resume,
                 force=force,
             ),

@@ -90,6 +90,11 @@ def test_folder_says_where_it_comes_from(tmp_path, source):
     assert str(tmp_path) not in (tmp_path / "out" / "macmoe.json").read_text()
 
 
+def test_hashes_can_be_left_out(tmp_path, source):
+    open_conversion(source).write(tmp_path / "out", hashes=False)
+    assert "sha256" not in json.loads((tmp_path / "out" / "macmoe.json").read_text())
+
+
 def test_two_conversions_are_the_same_bytes(tmp_path, source):
     open_conversion(source).write(tmp_path / "one")
     open_conversion(source).write(tmp_path / "two")
