@@ -233,7 +233,12 @@ def _copy_companions(folders: Sequence[Path], out: Path) -> None:
 
 
 def is_finished(output: Output, out: Path) -> bool:
-    """Return whether a folder is what a conversion with the same marker made."""
+    """Return whether a folder is what such a conversion made, as its documents say."""
+    if not output.marker:
+        documents = json.loads(json.dumps(output.documents))
+        return all(
+            (out / name).is_file() and load_json(out / name) == data for name, data in documents.items()
+        )
     if not is_macmoe_folder(out):
         return False
     marker = load_json(out / MARKER)
