@@ -7,8 +7,10 @@ file) is refused; so is an index that leads out of the folder.
 
 import json
 import math
+import os
 import re
 import struct
+import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,6 +167,11 @@ def _no_weights(folder: Path) -> CheckpointError:
     return CheckpointError(f"{folder}: no model*.safetensors file here")
 
 
+def _close(descriptors: dict[Path, int]) -> None:
+    while descriptors:
+        os.close(descriptors.popitem()[1])
+
+
 def _read_index(folder: Path) -> dict[str, str] | None:
     """Return tensor name -> file name, or None where there is no index."""
     path = folder / INDEX
@@ -207,6 +214,8 @@ class Shards:
         if index is not None:
             self._compare(index)
         self._open: dict[str, dict[str, mx.array]] = {}
+        self._descriptors: dict[Path, int] = {}
+        weakref.finalize(self, _close, self._descriptors)
 
     def _add(self, file: str, header: dict[str, TensorInfo]) -> None:
         twice = [name for name in header if name in self.tensors]
@@ -257,16 +266,26 @@ class Shards:
         data = np.empty(end - begin, np.uint8)
         rest = data.data
         try:
-            with path.open("rb", buffering=0) as file:
-                file.seek(self._begin[name] + begin)
-                while rest:
-                    count = file.readinto(rest)
-                    if not count:
-                        raise OSError(None, "it became shorter meanwhile")
-                    rest = rest[count:]
+            file = self._descriptor(path)
+            os.lseek(file, self._begin[name] + begin, os.SEEK_SET)
+            while rest:
+                count = os.readv(file, [rest])
+                if not count:
+                    raise OSError(None, "it became shorter meanwhile")
+                rest = rest[count:]
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
         return data
+
+    def _descriptor(self, path: Path) -> int:
+        """Return an open file, the one that was used longest ago closed for it if there are too many."""
+        found = self._descriptors.pop(path, None)
+        if found is None:
+            found = os.open(path, os.O_RDONLY)
+        self._descriptors[path] = found
+        if len(self._descriptors) > OPEN_FILES:
+            os.close(self._descriptors.pop(next(iter(self._descriptors))))
+        return found
 
     def read_all(self) -> Iterator[tuple[str, mx.array]]:
         """Yield every tensor in the order of the files, not yet evaluated."""

@@ -11,7 +11,7 @@ import pytest
 from macmoe import scoring
 from macmoe.errors import UsageError
 from macmoe.families import family_of
-from macmoe.scoring import compare, score
+from macmoe.scoring import compare, divergence, score
 from tests.parity.cases import DEEPSEEK, GPT_OSS, QWEN3_MOE
 
 TINY = {"qwen3_moe": QWEN3_MOE, "gpt_oss": GPT_OSS, "deepseek_v3": DEEPSEEK}
@@ -52,6 +52,19 @@ def test_divergence_equals_its_definition(config):
     assert compared.agreement == (p.argmax(-1) == q.argmax(-1)).mean()
     assert compared.score == score(model, TOKENS)
     assert compared.other == score(other, TOKENS)
+
+
+def test_small_divergences_are_not_rounding():
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((50, 300)) * 8
+    p, q = (
+        z - np.log(np.exp(z).sum(-1, keepdims=True))
+        for z in (logits, logits + 1e-4 * rng.standard_normal(logits.shape))
+    )
+    found = divergence(mx.array(p.astype(np.float32)), mx.array(q.astype(np.float32)))
+    expected = (np.exp(p) * (p - q)).sum(-1)
+    assert expected.max() < 1e-7
+    np.testing.assert_allclose(found, expected, rtol=0.05, atol=1e-12)
 
 
 def test_a_model_does_not_differ_from_itself(config):

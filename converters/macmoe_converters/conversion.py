@@ -77,6 +77,23 @@ class Parameter:
         return {f"{self.path}.{part}": rows for part, rows in self.tensor.parts.items()}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """What a written folder has to hold of one weight.
+
+    Attributes:
+        name: Its name there.
+        arrays: What is stored for it, by name.
+        weight: What that stands for.
+        exact: What it has to be close to; None if it has to be equal.
+    """
+
+    name: str
+    arrays: Mapping[str, Rows]
+    weight: Tensor
+    exact: Tensor | None
+
+
 class Conversion:
     """A source folder under macmoe's names; a `macmoe.checkpoint.WeightSource`.
 
@@ -252,6 +269,32 @@ class Conversion:
             "packings": {path: how.entry() for path, how in self._recipe.paths.items()},
         }
 
+    def _target(self, to: str) -> Target:
+        return Target(family=self._family, layout=to, table=TABLES[self._family], config=self.config)
+
+    def claims(self, to: str = MACMOE) -> Iterator[Claim]:
+        """Yield what a written folder has to hold, weight by weight."""
+        if to == MACMOE:
+            for each in self.parameters:
+                yield Claim(name=each.name, arrays=each.arrays, weight=each.tensor, exact=each.exact)
+            return
+        target = self._target(to)
+        written, exact = (
+            target.weights(parameters)
+            for parameters in (
+                {each.name: each.tensor for each in self.parameters},
+                {each.name: each.exact or each.tensor for each in self.parameters},
+            )
+        )
+        for each, before in zip(written, exact, strict=True):
+            lossy = each.packing is not None and each.packing != before.packing
+            yield Claim(
+                name=each.name,
+                arrays={name: stored.rows for name, stored in each.tensors.items()},
+                weight=each.weight,
+                exact=before.weight if lossy else None,
+            )
+
     def _written_backwards(self, shard_bytes: int, to: str) -> Output:
         """Return the files of a folder in another layout."""
         if to not in ENCODERS:
@@ -261,7 +304,7 @@ class Conversion:
                 "the hub's layout has no packings of MLX, so nothing would stay quantized there; leave "
                 "--quantize out, or write --to mlx-lm"
             )
-        target = Target(family=self._family, layout=to, table=TABLES[self._family], config=self.config)
+        target = self._target(to)
         weights = target.weights({parameter.name: parameter.tensor for parameter in self.parameters})
         shards = plan_shards([weight.tensors for weight in weights], shard_bytes)
         return Output(

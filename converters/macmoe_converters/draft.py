@@ -1,37 +1,63 @@
 """An unfinished output: a folder beside it, locked, with a journal that lets a later run continue.
 
-Files only grow. After every SPAN_BYTES the journal gets a line with the CRC-32 of the bytes since the line
-before. What a kill, a full disk or a power cut left behind is read again when the conversion is resumed, and
-kept as far as it agrees with the journal: nothing needs to be forced to the disk on the way.
+Files only grow. After every SPAN_BYTES the journal gets a line with the SHA-256 of the file up to there (its
+CRC-32, if nobody wants hashes). What a kill, a full disk or a power cut left behind is read again when the
+conversion is resumed, and kept as far as it agrees with the journal: nothing needs to be forced to the disk
+on the way.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, Protocol, Self
 
 from macmoe.errors import UsageError
 
 SPAN_BYTES = 64 << 20
 READ_BYTES = 4 << 20
+WAITING = 4  # pieces of a file that were handed over and are not yet written
 
-Watch = Callable[[memoryview], object]
+
+class Digest(Protocol):
+    """What of hashlib's objects is used here."""
+
+    def update(self, data: memoryview | bytes, /) -> None:
+        """Take in further bytes."""
+
+    def copy(self) -> Self:
+        """Return a digest that goes on from here."""
+        ...
+
+    def hexdigest(self) -> str:
+        """Return the digest of all bytes so far."""
+        ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Span:
-    """One line of the journal: these bytes of a file were written, with this CRC-32."""
+class Crc32:
+    """A CRC-32 with the methods of hashlib: it finds damage, not forgery, at a third of the work."""
 
-    file: str
-    begin: int
-    end: int
-    crc: int
+    def __init__(self, value: int = 0) -> None:
+        self._value = value
+
+    def update(self, data: memoryview | bytes, /) -> None:
+        """Take in further bytes."""
+        self._value = zlib.crc32(data, self._value)
+
+    def copy(self) -> "Crc32":
+        """Return a digest that goes on from here."""
+        return Crc32(self._value)
+
+    def hexdigest(self) -> str:
+        """Return the digest of all bytes so far."""
+        return f"{self._value:08x}"
 
 
 class Draft:
@@ -40,17 +66,19 @@ class Draft:
     Args:
         out: The output.
         identity: What is converted, and how; a draft is resumed only if it was begun with the same.
+        hashes: Whether files are hashed with SHA-256, else with CRC-32.
 
     Attributes:
         content: Where the files of the output are written.
     """
 
-    def __init__(self, out: Path, identity: Mapping[str, Any]) -> None:
-        self._out, self._identity = out, json.loads(json.dumps(identity))
+    def __init__(self, out: Path, identity: Mapping[str, Any], *, hashes: bool = True) -> None:
+        self._out, self._identity = out, json.loads(json.dumps({**identity, "hashes": hashes}))
+        self._empty: Digest = hashlib.sha256() if hashes else Crc32()
         self._root = draft_folder(out)
         self._replaced = self._root / "replaced"
         self.content = self._root / "content"
-        self._spans: dict[str, list[Span]] = {}
+        self._sums: dict[str, dict[int, str]] = {}  # file -> length -> digest of so much of it
 
     @contextmanager
     def open(self, *, resume: bool, restart: bool) -> Iterator[Self]:
@@ -92,10 +120,7 @@ class Draft:
             self._replaced.rename(self._out)
 
     def _read(self, journal: IO[str], *, resume: bool, restart: bool) -> None:
-        """Read the journal up to a line that was cut off; begin it if there is none.
-
-        Spans of a file that were written again, after a resumption, replace what was there.
-        """
+        """Read the journal up to a line that was cut off; begin it if there is none."""
         journal.seek(0)
         texts = list(_whole_lines(journal.read()))
         journal.truncate(sum(map(len, texts)))  # json.dumps writes ASCII
@@ -117,35 +142,23 @@ class Draft:
                 "repeat its options, or begin again with --force"
             )
         for line in lines[1:]:
-            span = Span(**line)
-            spans = self._spans.setdefault(span.file, [])
-            spans[:] = [earlier for earlier in spans if earlier.end <= span.begin]
-            spans.append(span)
+            self._sums.setdefault(line["file"], {})[line["length"]] = line["digest"]
 
-    def sound(self, file: str, watch: Watch) -> int:
-        """Return how many bytes of a file agree with the journal; cut off the others.
-
-        Args:
-            file: Name of the file.
-            watch: Called with all of those bytes, in order.
-        """
-        path, position = self.content / file, 0
-        if not path.exists():
-            return 0
-        with path.open("r+b", buffering=0) as data:
-            for span in self._spans.get(file, []):
-                pieces = list(_pieces(data, span.end - position))
-                if _crc(pieces) != span.crc or sum(map(len, pieces)) != span.end - position:
+    def grow(self, name: str) -> "GrowingFile":
+        """Open a file to append to what agrees with the journal; the rest is cut off."""
+        path = self.content / name
+        path.touch()
+        digest, position = self._empty.copy(), 0
+        with path.open("r+b", buffering=0) as file:
+            for length, expected in sorted(self._sums.get(name, {}).items()):
+                further = digest.copy()
+                for piece in _pieces(file, length - position):
+                    further.update(piece)
+                if further.hexdigest() != expected:
                     break
-                for piece in pieces:
-                    watch(piece)
-                position = span.end
-            data.truncate(position)
-        return position
-
-    def grow(self, file: str, position: int) -> "GrowingFile":
-        """Open a file to append to it from `position` on."""
-        return GrowingFile(self.content / file, position, self._journal)
+                digest, position = further, length
+            file.truncate(position)
+        return GrowingFile(path, position, digest, self._journal)
 
     def finish(self) -> None:
         """Give the content its name; what was there before goes."""
@@ -175,51 +188,70 @@ def _whole_lines(text: str) -> Iterator[str]:
             yield line
 
 
-def _pieces(data: IO[bytes], size: int) -> Iterator[memoryview]:
-    while size > 0 and (piece := data.read(min(size, READ_BYTES))):
+def _pieces(file: IO[bytes], size: int) -> Iterator[bytes]:
+    while size > 0 and (piece := file.read(min(size, READ_BYTES))):
         size -= len(piece)
-        yield memoryview(piece)
-
-
-def _crc(pieces: list[memoryview]) -> int:
-    crc = 0
-    for piece in pieces:
-        crc = zlib.crc32(piece, crc)
-    return crc
+        yield piece
 
 
 class GrowingFile:
-    """A file of the draft; every span of it that is complete gets a line in the journal."""
+    """A file of the draft; every span of it that is complete gets a line in the journal.
 
-    def __init__(self, path: Path, position: int, journal: IO[str]) -> None:
-        self._file = path.open("r+b" if position else "wb", buffering=0)
-        self._file.seek(position)
-        self._name, self._journal = path.name, journal
-        self._end = self._noted = position
-        self._crc = 0
+    One thread writes and another one hashes, while the caller reads what comes next.
+
+    Attributes:
+        position: Bytes that the file had when it was opened.
+    """
+
+    def __init__(self, path: Path, position: int, digest: Digest, journal: IO[str]) -> None:
+        self.position = self._length = self._noted = position
+        self._file = path.open("ab", buffering=0)
+        self._name, self._journal, self._digest = path.name, journal, digest
+        self._writer, self._hasher = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._waiting: deque[Future[None]] = deque()
+
+    @property
+    def digest(self) -> str:
+        """Digest of the file, once it is closed."""
+        return self._digest.hexdigest()
 
     def append(self, data: memoryview) -> None:
-        """Write all of the data.
+        """Write all of the data, soon.
+
+        Raises:
+            OSError: The disk is full, or fails; perhaps for what was handed over before.
+        """
+        self._waiting.append(self._writer.submit(self._write, data, self._hasher.submit(self._hash, data)))
+        if len(self._waiting) > WAITING:
+            self._waiting.popleft().result()
+
+    def _hash(self, data: memoryview) -> str:
+        self._digest.update(data)
+        return self._digest.hexdigest()
+
+    def _write(self, data: memoryview, hashing: "Future[str]") -> None:
+        rest = data
+        while rest:
+            rest = rest[self._file.write(rest) :]
+        self._length += len(data)
+        digest = hashing.result()  # so that neither thread runs ahead
+        if self._length - self._noted >= SPAN_BYTES:
+            self._note(digest)
+
+    def _note(self, digest: str) -> None:
+        line = {"file": self._name, "length": self._length, "digest": digest}
+        self._journal.write(json.dumps(line) + "\n")
+        self._journal.flush()
+        self._noted = self._length
+
+    def close(self) -> None:
+        """Write and note what was handed over.
 
         Raises:
             OSError: The disk is full, or fails.
         """
-        rest = data
-        while rest:
-            rest = rest[self._file.write(rest) :]
-        self._crc = zlib.crc32(data, self._crc)
-        self._end += len(data)
-        if self._end - self._noted >= SPAN_BYTES:
-            self._note()
-
-    def _note(self) -> None:
-        span = Span(file=self._name, begin=self._noted, end=self._end, crc=self._crc)
-        self._journal.write(json.dumps(asdict(span)) + "\n")
-        self._journal.flush()
-        self._noted, self._crc = self._end, 0
-
-    def close(self) -> None:
-        """Note the last span, and close."""
-        if self._end > self._noted:
-            self._note()
-        self._file.close()
+        with self._file, self._writer, self._hasher:
+            while self._waiting:
+                self._waiting.popleft().result()
+            if self._length > self._noted:
+                self._note(self.digest)

@@ -18,7 +18,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 
 from macmoe_converters.packing import Tensor, combine, decode, transposed
-from macmoe_converters.rows import Array, stacked, together, unfolded, unstacked
+from macmoe_converters.rows import Array, even_then_odd, stacked, together, unfolded, unstacked
 
 Shape = tuple[int, ...]
 # Sources of one rule (expert by expert if there are several) and the targets' shapes -> targets.
@@ -48,12 +48,9 @@ def _transposed(inputs: Sequence[Tensor], _: object) -> list[Tensor]:
 
 def _even_then_odd(inputs: Sequence[Tensor], _: Sequence[Shape], axis: int) -> list[Tensor]:
     _behind_rows(inputs, axis)
-    behind = [slice(None)] * (-axis - 1)
-
-    def reorder(array: Array) -> Array:
-        return np.concatenate([array[(..., slice(first, None, 2), *behind)] for first in (0, 1)], axis=axis)
-
-    return [tensor.map(lambda rows: rows.map(reorder)) for tensor in inputs]
+    if any(len(tensor.shape) + axis != 1 for tensor in inputs):
+        raise ValueError("these rows are not those of experts")
+    return [tensor.map(even_then_odd) for tensor in inputs]
 
 
 def _in_turns(inputs: Sequence[Tensor], axis: int) -> list[Tensor]:

@@ -28,6 +28,7 @@ from macmoe.config import Quantization
 from macmoe.errors import UsageError
 from macmoe.families import Model, family_of
 from macmoe.nn.quantized import PACKED, PARTS
+from macmoe.scoring import divergence
 from macmoe.shards import TensorInfo
 from macmoe_converters.quantizing import NORM, pack, scale_dtype, unpack
 from macmoe_converters.recipes import EMBEDDING, MXFP4, NVFP4, affine, allows, roles, suitable
@@ -75,6 +76,7 @@ class Loaded:
     """A model that runs, the same with plain modules to put in, and how matrices are stored."""
 
     model: Model
+    used: Mapping[str, nn.Module]
     plain: Mapping[str, nn.Module]
     packings: Mapping[str, Quantization]
     infos: Mapping[str, TensorInfo]
@@ -87,8 +89,14 @@ class Loaded:
         plain = {
             path: module for path, module in twin.named_modules() if type(module) in PACKED and allows(path)
         }
-        packings = packed_paths(source.config, where)
-        return cls(model=model, plain=plain, packings=packings, infos=source.infos)
+        modules = dict(model.named_modules())
+        return cls(
+            model=model,
+            used={path: modules[path] for path in plain},
+            plain=plain,
+            packings=packed_paths(source.config, where),
+            infos=source.infos,
+        )
 
     @property
     def scale_type(self) -> mx.Dtype:
@@ -100,13 +108,9 @@ class Loaded:
         names = (f"{path}.{part}" for part in PARTS)
         return 8 * sum(self.infos[name].nbytes for name in names if name in self.infos)
 
-    def module(self, path: str) -> nn.Module:
-        """Return the module in use."""
-        return dict(self.model.named_modules())[path]
-
     def values(self, path: str) -> mx.array:
         """Return a matrix in float32."""
-        module, how = self.module(path), self.packings.get(path)
+        module, how = self.used[path], self.packings.get(path)
         if how is None:
             return module["weight"].astype(mx.float32)
         return unpack({part: module[part] for part in PARTS if module.get(part) is not None}, how)
@@ -120,20 +124,29 @@ class Loaded:
 
     def predictions_with(self, path: str, values: mx.array, passages: Sequence[Passage]) -> mx.array:
         """Return the predictions with other values for one matrix."""
-        used, other = self.module(path), self.plain[path]
+        self.exchange(path, values)
+        found = self.predictions(passages)
+        mx.eval(found)
+        self.restore([path])
+        return found
+
+    def exchange(self, path: str, values: mx.array) -> None:
+        """Give a matrix other values, in the type of the activations."""
+        used, other = self.used[path], self.plain[path]
         other["weight"] = values.astype(self.model.model.norm.weight.dtype)
         if "bias" in used:
             other["bias"] = used["bias"]
+        mx.eval(other["weight"])
         self.model.update_modules(tree_unflatten([(path, other)]))
-        found = self.predictions(passages)
-        mx.eval(found)
-        self.model.update_modules(tree_unflatten([(path, used)]))
-        return found
+
+    def restore(self, paths: Iterable[str]) -> None:
+        """Give matrices their own values back."""
+        self.model.update_modules(tree_unflatten([(path, self.used[path]) for path in paths]))
 
 
 def _divergence(first: mx.array, second: mx.array) -> float:
     """Return the mean KL(first || second) of log-probabilities [length, vocab]."""
-    return cast("float", (mx.exp(first) * (first - second)).sum(axis=-1).mean().item())
+    return cast("float", divergence(first, second).mean().item())
 
 
 def _packed(values: mx.array, how: Quantization, scale_type: mx.Dtype) -> tuple[float, mx.array]:
@@ -150,26 +163,22 @@ def _candidates(path: str, width: int) -> Iterator[Quantization]:
 
 
 def measure(
-    model: Model,
-    source: WeightSource,
+    loaded: Loaded,
     passages: Sequence[Passage],
-    progress: Callable[[int, int], None] | None = None,
+    step: Callable[[], None] = lambda: None,
 ) -> Options:
     """Measure what packing each matrix of a model would change.
 
     Args:
-        model: The model, as it is.
-        source: Where its weights come from: how they are stored.
+        loaded: The model, as it is.
         passages: A calibration text, best one as the model will write.
-        progress: Called with the matrices measured so far and in all.
+        step: Called after each matrix.
     """
-    loaded = Loaded.of(model, source)
     expected = loaded.predictions(passages)
     options = {}
-    for done, path in enumerate(loaded.plain):
+    for path in loaded.plain:
         options[path] = list(_options(loaded, path, passages, expected))
-        if progress:
-            progress(done + 1, len(loaded.plain))
+        step()
     return {path: some for path, some in options.items() if some}
 
 
@@ -187,8 +196,8 @@ def _options(loaded: Loaded, path: str, passages: Sequence[Passage], expected: m
     sensitivities = []
     for probe in probes:
         squared, left = _packed(values, probe, loaded.scale_type)
-        divergence = _divergence(expected, loaded.predictions_with(path, left, passages))
-        sensitivities.append(max(divergence, 0.0) / max(squared, TINY))
+        moved = _divergence(expected, loaded.predictions_with(path, left, passages))
+        sensitivities.append(moved / max(squared, TINY))
     for how in _candidates(path, values.shape[-1]):
         if how.bits_per_weight * values.size < bits:
             error, _ = _packed(values, how, loaded.scale_type)
@@ -233,13 +242,10 @@ def allocate(options: Options, budget: float) -> dict[str, Option]:
     return chosen
 
 
-def choose(source: WeightSource, options: Options, bits_per_weight: float) -> dict[str, Quantization]:
-    """Return packings with which a model takes so many bits per weight, everything that is stored counted.
+def limits(source: WeightSource, options: Options, bits_per_weight: float) -> tuple[Options, float]:
+    """Return what to choose from, and the bits that the choice may take, everything that is stored counted.
 
     What was published in a packing stays as it is, exact, if the budget can be met without packing it again.
-
-    Raises:
-        UsageError: The budget is too small.
     """
     where = str(source.folder / "config.json")
     weights = sum(
@@ -251,5 +257,4 @@ def choose(source: WeightSource, options: Options, bits_per_weight: float) -> di
     packed = packed_paths(source.config, where)
     kept = {path: some[:1] if path in packed else some for path, some in options.items()}
     least = math.fsum(min(option.bits for option in some) for some in kept.values())
-    chosen = allocate(kept if least <= budget else options, budget)
-    return {path: option.how for path, option in chosen.items() if option.how}
+    return (kept if least <= budget else options), budget

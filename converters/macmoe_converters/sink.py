@@ -4,13 +4,10 @@ Types and shapes are known beforehand, so every file is written from its first b
 reads and computes, a second one writes, a third one hashes, and a few slices are all that is in memory.
 """
 
-import hashlib
 import json
 import shutil
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +17,10 @@ import numpy as np
 from macmoe.checkpoint import MARKER, NAN_SCALE, is_macmoe_folder, warn_of_bad_weights
 from macmoe.config import load_json
 from macmoe.errors import CheckpointError, ConversionError, UsageError
-from macmoe_converters.draft import Draft, draft_folder
+from macmoe_converters.draft import WAITING, Draft, draft_folder
 from macmoe_converters.rows import Array, Rows
 
 SHARD_BYTES = 5_000_000_000
-WAITING = 2  # slices that were read and not yet written
 PROGRAM_BYTES = 100 << 20  # resident before the first slice
 CHECKED = 1 << 18  # elements looked at together: a block that stays in the cache
 HEADROOM = 1 << 20  # for the small files
@@ -112,7 +108,7 @@ class Output:
     Attributes:
         shards: Files of weights.
         documents: JSON files, by name.
-        marker: What macmoe.json says (the hashes are added); None: the folder gets none.
+        marker: What macmoe.json says (the hashes are added); nothing: the folder gets none.
         companions: Folders that may hold the tokenizer and its like; the first that has a file gives it.
         identity: What is converted, and how.
     """
@@ -132,7 +128,7 @@ class Output:
     def peak_memory(self) -> int:
         """Bytes of memory that writing takes, about: the program, and the largest slices on their way."""
         tensors = (stored.rows for shard in self.shards for stored in shard.tensors.values())
-        largest = max(min(rows.slice_rows, len(rows)) * rows.row_bytes for rows in tensors)
+        largest = max(rows.piece_bytes for rows in tensors)
         return PROGRAM_BYTES + (WAITING + 6) * largest
 
 
@@ -193,10 +189,10 @@ def _slices(shard: Shard, position: int, where: Path) -> Iterator[memoryview]:
         yield memoryview(shard.header)[position:]
     for name, stored in shard.tensors.items():
         bad = 0
-        for first, last in stored.rows.slices():
-            end = begin + (last - first) * stored.rows.row_bytes
+        for size, read in stored.rows.pieces():
+            end = begin + size
             if end > position:
-                array = np.ascontiguousarray(stored.rows.read(first, last))
+                array = np.ascontiguousarray(read())
                 bad += stored.bad(array)
                 yield array.reshape(-1).view(np.uint8).data[max(0, position - begin) :]
             begin = end
@@ -207,58 +203,19 @@ def _slices(shard: Shard, position: int, where: Path) -> Iterator[memoryview]:
         warn_of_bad_weights(name, bad, where)
 
 
-class _Behind:
-    """Calls a function on a thread of its own, call by call; at most WAITING of them wait."""
-
-    def __init__(self, function: Callable[[memoryview], object]) -> None:
-        self._function = function
-        self._pool = ThreadPoolExecutor(1)
-        self._waiting: deque[Future[object]] = deque()
-
-    def __call__(self, data: memoryview) -> None:
-        """Hand over data; what an earlier call raised is raised here."""
-        self._waiting.append(self._pool.submit(self._function, data))
-        if len(self._waiting) > WAITING:
-            self._waiting.popleft().result()
-
-    def close(self) -> None:
-        """Wait for all calls."""
-        with self._pool:
-            while self._waiting:
-                self._waiting.popleft().result()
-
-
-class _NoHash:
-    """Stands for a hash that nobody wants."""
-
-    def update(self, _: memoryview) -> None:
-        """Do nothing."""
-
-    def hexdigest(self) -> str:
-        """Return nothing."""
-        return ""
-
-
-def _write_shards(
-    output: Output, draft: Draft, where: Path, *, hashes: bool, progress: Progress | None
-) -> dict[str, str]:
-    """Write all files of weights, or what an earlier run left to write; return their SHA-256."""
+def _write_shards(output: Output, draft: Draft, where: Path, progress: Progress | None) -> dict[str, str]:
+    """Write all files of weights, or what an earlier run left to write; return their digests."""
     found: dict[str, str] = {}
     done, total = 0, output.nbytes
     for shard in output.shards:
-        digest = hashlib.sha256() if hashes else _NoHash()
-        position = draft.sound(shard.name, digest.update)
-        done += position
-        with ExitStack() as stack:
-            file = stack.enter_context(closing(draft.grow(shard.name, position)))
-            write, note = (stack.enter_context(closing(_Behind(do))) for do in (file.append, digest.update))
-            for data in _slices(shard, position, where):
-                write(data)
-                note(data)
+        with closing(draft.grow(shard.name)) as file:
+            done += file.position
+            for data in _slices(shard, file.position, where):
+                file.append(data)
                 done += len(data)
                 if progress:
                     progress(done, total)
-        found[shard.name] = digest.hexdigest()
+        found[shard.name] = file.digest
     return found
 
 
@@ -276,7 +233,12 @@ def _copy_companions(folders: Sequence[Path], out: Path) -> None:
 
 
 def is_finished(output: Output, out: Path) -> bool:
-    """Return whether a folder is what a conversion with the same marker made."""
+    """Return whether a folder is what such a conversion made, as its documents say."""
+    if not output.marker:
+        documents = json.loads(json.dumps(output.documents))
+        return all(
+            (out / name).is_file() and load_json(out / name) == data for name, data in documents.items()
+        )
     if not is_macmoe_folder(out):
         return False
     marker = load_json(out / MARKER)
@@ -338,7 +300,7 @@ def write_output(
         CheckpointError: The source cannot be read, or its scales are not finite; nothing is kept.
         ConversionError: The files cannot be written; what was written can be resumed.
     """
-    draft = Draft(out, output.identity)
+    draft = Draft(out, output.identity, hashes=hashes)
     if resume and is_finished(output, out):
         draft.remove()
         return
@@ -346,7 +308,7 @@ def write_output(
     try:
         _check_space(output, out)
         with draft.open(resume=resume, restart=force and not resume):
-            found = _write_shards(output, draft, source, hashes=hashes, progress=progress)
+            found = _write_shards(output, draft, source, progress)
             for name, data in output.documents.items():
                 write_json(draft.content / name, data)
             _copy_companions(output.companions, draft.content)

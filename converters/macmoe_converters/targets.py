@@ -65,12 +65,14 @@ class Written:
     Attributes:
         name: Its name there.
         tensors: What is stored for it.
+        weight: What it stands for.
         packing: How it is packed; None for a plain array.
         remark: Why it is not packed any more; mostly empty.
     """
 
     name: str
     tensors: Mapping[str, Stored]
+    weight: Tensor
     packing: Quantization | None = None
     remark: str = ""
 
@@ -213,7 +215,7 @@ def _plain(name: str, tensor: Tensor, reason: str) -> Written:
     decoded = decode(tensor, reason)
     rows = decoded.weight
     stored = Stored(rows=rows, holds=rows.dtype if rows.dtype in NOT_FINITE else None)
-    return Written(name=name, tensors={name: stored}, remark=decoded.remark)
+    return Written(name=name, tensors={name: stored}, weight=decoded, remark=decoded.remark)
 
 
 def _scales(rows: Rows, dtype: str) -> Stored:
@@ -226,12 +228,13 @@ def _for_hub(family: str, name: str, tensor: Tensor) -> Written:
         blocks = tensor.weight.map(_bytes_of_blocks, "U8")
         scales = name.removesuffix(BLOCKS) + SCALES
         tensors = {name: Stored(rows=blocks), scales: _scales(tensor.parts["scales"], "F8_E8M0")}
-        return Written(name=name, tensors=tensors, packing=MXFP4)
+        return Written(name=name, tensors=tensors, weight=tensor, packing=MXFP4)
     blocks = block_scales(tensor) if tensor.packing == MXFP8 and family != "gpt_oss" else None
     if blocks is None:
         return _plain(name, tensor, "the hub's layout has no such packing")
     codes = Stored(rows=tensor.weight.map(lambda array: array.view("u1"), "F8_E4M3"), holds="F8_E4M3")
-    return Written(name=name, tensors={name: codes, name + SCALE_INV: _scales(blocks, "F32")}, packing=MXFP8)
+    tensors = {name: codes, name + SCALE_INV: _scales(blocks, "F32")}
+    return Written(name=name, tensors=tensors, weight=tensor, packing=MXFP8)
 
 
 def _bytes_of_blocks(words: Array) -> Array:
@@ -271,7 +274,7 @@ def _for_mlx_lm(_: str, name: str, tensor: Tensor) -> Written:
         )
         for part, rows in tensor.parts.items()
     }
-    return Written(name=name, tensors=tensors, packing=how)
+    return Written(name=name, tensors=tensors, weight=tensor, packing=how)
 
 
 # Layout -> (family, name, tensor) -> what is stored.

@@ -1,6 +1,7 @@
 """Proof of a written checkpoint: source and output are read again and compared, slice by slice."""
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from macmoe.checkpoint import MARKER
 from macmoe.config import Quantization, load_json
 from macmoe.errors import CheckpointError
 from macmoe.shards import Shards
-from macmoe_converters.conversion import Conversion, Parameter
+from macmoe_converters.conversion import MACMOE, Claim, Conversion
 from macmoe_converters.packing import Tensor, decode, packed
 from macmoe_converters.rows import Array, Rows, cast, stored
 from macmoe_converters.sink import Progress
@@ -19,12 +20,13 @@ from macmoe_converters.sink import Progress
 # or what a scale that was rounded downwards cuts off.
 FLOAT_BOUNDS = {"mxfp4": 0.3, "nvfp4": 0.3, "mxfp8": 0.3}
 SCALE_ROUNDING = 2.0**-8  # of affine scales and biases, which may be bfloat16
+CONFIG = "config.json"
 UNDERFLOW = 2.0**-16  # of the largest weight around: NVFP4's scales end there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
-    """What was compared: parameters that are equal bit for bit, and those within their packing's error."""
+    """What was compared: weights that are equal bit for bit, and those within their packing's error."""
 
     equal: int
     within: int
@@ -44,61 +46,67 @@ def bound(how: Quantization, groups: Array) -> Array:
 
 
 class Verifier:
-    """Compares a written folder with the conversion that made it."""
+    """Compares a written folder, in a layout, with the conversion that made it."""
 
-    def __init__(self, conversion: Conversion, out: Path) -> None:
+    def __init__(self, conversion: Conversion, out: Path, to: str) -> None:
         self._conversion, self._out = conversion, out
+        self._output, self._claims = conversion.output(to=to), list(conversion.claims(to))
         self._shards = Shards(out)
 
     def _fail(self, name: str, why: str) -> CheckpointError:
         return CheckpointError(f"{self._out}: tensor {name} {why}; convert again with --force")
 
     def _equal(self, name: str, rows: Rows) -> None:
-        found = stored(self._shards, name)
-        for begin, end in rows.slices():
-            expected = np.ascontiguousarray(rows.read(begin, end)).view(np.uint8)
-            if not np.array_equal(expected, np.ascontiguousarray(found.read(begin, end)).view(np.uint8)):
-                raise self._fail(name, f"differs from its source in rows {begin} to {end}")
+        begin = 0
+        for size, read in rows.pieces():
+            expected = np.ascontiguousarray(read()).reshape(-1).view(np.uint8)
+            if not np.array_equal(expected, self._shards.read_bytes(name, begin, begin + size)):
+                raise self._fail(name, f"differs from its source in bytes {begin} to {begin + size}")
+            begin += size
 
-    def _within(self, parameter: Parameter, exact: Tensor) -> None:
-        how = parameter.tensor.packing
+    def _within(self, claim: Claim, exact: Tensor) -> None:
+        how = claim.weight.packing
         assert how is not None
-        parts = {part: stored(self._shards, f"{parameter.path}.{part}") for part in parameter.tensor.parts}
+        names = zip(claim.weight.parts, claim.arrays, strict=True)
+        parts = {part: stored(self._shards, name) for part, name in names}
         source, found = (cast(decode(each, "").weight, "F32") for each in (exact, packed(parts, how)))
         for begin, end in source.slices():
             groups, values = (rows.read(begin, end).reshape(-1, how.group_size) for rows in (source, found))
             error = np.sqrt(np.square(groups - values).mean(axis=-1))
             if not np.all(error <= bound(how, groups)):
-                raise self._fail(parameter.name, f"is further from its source than {how.mode} may be")
+                raise self._fail(claim.name, f"is further from its source than {how.mode} may be")
 
     def run(self, progress: Progress | None = None) -> Proof:
         """Compare everything.
 
         Raises:
-            CheckpointError: A tensor, a type, a shape or a hash is not what it has to be.
+            CheckpointError: A tensor, a type, a shape, a hash or the config is not what it has to be.
         """
-        if self._shards.tensors != self._conversion.infos:
+        arrays = {name: rows.info for claim in self._claims for name, rows in claim.arrays.items()}
+        config = json.loads(json.dumps(self._output.documents[CONFIG]))
+        if self._shards.tensors != arrays or load_json(self._out / CONFIG) != config:
             raise CheckpointError(
                 f"{self._out}: was not made of {self._conversion.folder} with this recipe; check both"
             )
         self._check_hashes()
         equal = within = done = 0
-        total = sum(info.nbytes for info in self._conversion.infos.values())
-        for parameter in self._conversion.parameters:
-            if parameter.exact is None:
-                for name, rows in parameter.arrays.items():
+        total = sum(info.nbytes for info in arrays.values())
+        for claim in self._claims:
+            if claim.exact is None:
+                for name, rows in claim.arrays.items():
                     self._equal(name, rows)
                 equal += 1
             else:
-                self._within(parameter, parameter.exact)
+                self._within(claim, claim.exact)
                 within += 1
-            done += sum(rows.info.nbytes for rows in parameter.arrays.values())
+            done += sum(rows.info.nbytes for rows in claim.arrays.values())
             if progress:
                 progress(done, total)
         return Proof(equal=equal, within=within)
 
     def _check_hashes(self) -> None:
-        for name, expected in load_json(self._out / MARKER).get("sha256", {}).items():
+        marker = load_json(self._out / MARKER) if self._output.marker else {}
+        for name, expected in marker.get("sha256", {}).items():
             with (self._out / name).open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != expected:
                     raise CheckpointError(
@@ -106,10 +114,16 @@ class Verifier:
                     )
 
 
-def verify(conversion: Conversion, out: Path, progress: Progress | None = None) -> Proof:
+def verify(conversion: Conversion, out: Path, progress: Progress | None = None, *, to: str = MACMOE) -> Proof:
     """Read source and output again; prove that bits are equal, or errors as small as their packing allows.
+
+    Args:
+        conversion: The conversion.
+        out: What it wrote.
+        progress: Called with the bytes compared so far and in all.
+        to: The layout of `out`.
 
     Raises:
         CheckpointError: The output is not the conversion of the source.
     """
-    return Verifier(conversion, Path(out)).run(progress)
+    return Verifier(conversion, Path(out), to).run(progress)

@@ -106,7 +106,6 @@ def command(
         {
             "Missing option '--out' (or '--dry-run').": out is None and not dry_run,
             "Give either --quantize or --bits-per-weight.": budget is not None and recipe != KEEP,
-            "--verify proves macmoe checkpoints; leave out --to.": proves and to != MACMOE,
         }
     )
     begin = time.monotonic()
@@ -121,7 +120,7 @@ def command(
     if out is None or dry_run:
         click.echo(summary(conversion, shard_size, out or Path.cwd() / "out"))
         return
-    if not (proves and is_finished(conversion.output(shard_size), out)):
+    if not (proves and is_finished(conversion.output(shard_size, to), out)):
         _write(
             out,
             partial(
@@ -135,7 +134,7 @@ def command(
         )
         note(f"{out}: {report(conversion, time.monotonic() - begin)}")
     if proves:
-        _prove(conversion, out)
+        _prove(conversion, out, to)
     if report_file or plot:
         click.echo(write_quality(conversion, report_file, plot))
 
@@ -146,10 +145,10 @@ def _refuse(mistakes: Mapping[str, bool]) -> None:
             raise click.UsageError(message)
 
 
-def _prove(conversion: Conversion, out: Path) -> None:
+def _prove(conversion: Conversion, out: Path, to: str) -> None:
     with progress_bar("verifying", in_bytes=True) as progress:
-        proof = verify(conversion, out, progress)
-    note(f"{out}: {proof.equal:,} parameters are equal, {proof.within:,} as close as their packing allows")
+        proof = verify(conversion, out, progress, to=to)
+    note(f"{out}: {proof.equal:,} weights are equal, {proof.within:,} as close as their packing allows")
 
 
 def _write(out: Path, write: Callable[..., None]) -> None:

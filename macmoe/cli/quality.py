@@ -13,8 +13,9 @@ from macmoe.sampling import Sampler, SamplingOptions
 from macmoe.session import Defaults, Session, load_model
 from macmoe.tokenizer import Tokenizer
 from macmoe_converters import Conversion, open_conversion
+from macmoe_converters.exchange import choose
 from macmoe_converters.quality import losses, report
-from macmoe_converters.sensitivity import Passage, choose, measure
+from macmoe_converters.sensitivity import Passage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,9 +58,8 @@ def open_within(folder: Path, bits_per_weight: float, calibration: Path | None) 
     session = Session(*load_model(folder), Tokenizer.from_folder(folder), Defaults.read(folder))
     passages = [_passage(session, calibration)] if calibration else own_words(session)
     with progress_bar("measuring") as progress:
-        effects = measure(session.model, plain, passages, progress)
-    name = f"{bits_per_weight:g} bits per weight"
-    return open_conversion(folder, recipe=name, packings=choose(plain, effects, bits_per_weight))
+        packings = choose(session.model, plain, passages, bits_per_weight, progress)
+    return open_conversion(folder, recipe=f"{bits_per_weight:g} bits per weight", packings=packings)
 
 
 def _passage(session: Session, path: Path) -> Passage:

@@ -29,8 +29,9 @@ from macmoe.sampling import Sampler, SamplingOptions
 from macmoe.scoring import compare
 from macmoe.session import Session
 from macmoe_converters import KEEP, RECIPES, Conversion, open_conversion
+from macmoe_converters.exchange import choose
 from macmoe_converters.packing import decode
-from macmoe_converters.sensitivity import Passage, choose, measure
+from macmoe_converters.sensitivity import Passage
 from tests.assets.questions import Question, questions, read_answer
 
 HUB = Path(__file__).parents[1] / "assets" / "hub"
@@ -109,10 +110,10 @@ def conversions(folder: Path, session: Session) -> Iterator[Conversion]:
     for recipe in RECIPES:
         yield open_conversion(folder, recipe=recipe)
     kept = open_conversion(folder)
-    effects = measure(session.model, kept, own_words(session))
+    calibration = own_words(session)
     four = bits(open_conversion(folder, recipe="4bit"))
     for budget in sorted({*BUDGETS, math.floor(1000 * four) / 1000}, reverse=True):
-        packings: Mapping[str, Quantization] = choose(kept, effects, budget)
+        packings: Mapping[str, Quantization] = choose(session.model, kept, calibration, budget)
         yield open_conversion(folder, recipe=f"--bits-per-weight {budget:g}", packings=packings)
 
 

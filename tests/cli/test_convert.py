@@ -58,7 +58,7 @@ def test_written_folder_is_verified(macmoe, tmp_path):
     first = macmoe(*command)
     assert first.exit_code == 0
     *_, proof = first.stderr.splitlines()
-    assert re.search(r": \d+ parameters are equal, \d+ as close as their packing allows$", proof)
+    assert re.search(r": \d+ weights are equal, \d+ as close as their packing allows$", proof)
     assert macmoe(*command).stderr.splitlines() == [proof]
     file = next(out.glob("*.safetensors"))
     raw = bytearray(file.read_bytes())

@@ -47,7 +47,6 @@ def test_other_layouts_are_written(macmoe, tmp_path, layout):
     ("options", "message"),
     [
         (("--quantize", "4bit", "--bits-per-weight", "4"), "either --quantize or --bits-per-weight"),
-        (("--to", "hub", "--verify"), "--verify proves macmoe checkpoints"),
     ],
 )
 def test_options_that_exclude_each_other_are_wrong_usage(macmoe, tmp_path, options, message):

@@ -50,13 +50,18 @@ def convert(source, out, **options):
 
 def interrupt(source, out, share):
     """Convert up to a share of the bytes."""
+    with pytest.raises(KeyboardInterrupt):
+        convert(source, out, progress=stopping(at=share))
+
+
+def stopping(at):
+    """Return a watcher of progress that stops at a share of the bytes."""
 
     def stop(done, total):
-        if done >= share * total:
+        if done >= at * total:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        convert(source, out, progress=stop)
+    return stop
 
 
 @pytest.mark.parametrize("share", [0, 0.3, 0.7, 1])
@@ -98,6 +103,19 @@ def test_what_a_power_cut_damaged_is_written_again(tmp_path, source, expected, d
             file.unlink()
     convert(source, out, resume=True)
     assert contents(out) == expected
+
+
+def test_conversion_without_hashes_is_continued_too(tmp_path, source, expected):
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        convert(source, out, hashes=False, progress=stopping(at=0.6))
+    file = max((draft.draft_folder(out) / "content").iterdir())
+    file.write_bytes(file.read_bytes()[:-100] + bytes(100))
+    with pytest.raises(UsageError, match="has other options"):
+        convert(source, out, resume=True)
+    convert(source, out, hashes=False, resume=True)
+    found = contents(out)
+    assert {name for name in expected if found[name] != expected[name]} == {"macmoe.json"}
 
 
 def test_unfinished_conversion_is_neither_continued_nor_lost_unasked(tmp_path, source, expected):

@@ -10,15 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from macmoe import scoring
 from macmoe.checkpoint import load_weights
 from macmoe.errors import UsageError
 from macmoe.families import family_of
 from macmoe.session import load_model
 from macmoe.tokenizer import Tokenizer
 from macmoe_converters import open_conversion
+from macmoe_converters.exchange import choose
 from macmoe_converters.quality import losses
 from macmoe_converters.recipes import affine
-from macmoe_converters.sensitivity import PROBES, Option, Passage, allocate, choose, hull, measure
+from macmoe_converters.sensitivity import PROBES, Loaded, Option, Passage, allocate, hull, measure
 from tests.conftest import ROOT
 
 HUB = ROOT / "tests" / "assets" / "hub"
@@ -65,7 +67,7 @@ def _steps(kept):
 
 
 def divergence(first, second):
-    return float((mx.exp(first) * (first - second)).sum(axis=-1).mean())
+    return float(scoring.divergence(first, second).mean())
 
 
 def predictions(conversion):
@@ -82,18 +84,25 @@ def bits(conversion):
 @pytest.mark.parametrize("family", ["qwen3", "gpt_oss", "deepseek_v3"])
 def test_measured_bits_beat_four_bits_everywhere_at_the_same_size(family):
     kept, four = (open_conversion(HUB / family, recipe=recipe) for recipe in ("keep", "4bit"))
-    effects = measure(load_model(HUB / family)[1], kept, [Passage(tokens=TOKENS)])
-    chosen = open_conversion(HUB / family, recipe="chosen", packings=choose(kept, effects, bits(four)))
+    packings = choose(load_model(HUB / family)[1], kept, [Passage(tokens=TOKENS)], bits(four))
+    chosen = open_conversion(HUB / family, recipe="chosen", packings=packings)
     assert bits(chosen) <= bits(four)
     assert chosen.config["quantization"] != four.config["quantization"]
     expected = predictions(kept)
     assert divergence(expected, predictions(chosen)) < 0.8 * divergence(expected, predictions(four))
 
 
+def test_measuring_leaves_the_model_as_it_was():
+    kept, model = open_conversion(HUB / "qwen3"), load_model(HUB / "qwen3")[1]
+    before = model(mx.array([TOKENS]))
+    choose(model, kept, [Passage(tokens=TOKENS[:8])], 4.5)
+    assert mx.array_equal(before, model(mx.array([TOKENS])))
+
+
 def test_the_effect_of_a_packing_is_what_the_model_changes():
     kept = open_conversion(HUB / "qwen3")
     path = "model.layers.1.self_attn.v_proj"
-    found = measure(load_model(HUB / "qwen3")[1], kept, [Passage(tokens=TOKENS)])
+    found = measure(Loaded.of(load_model(HUB / "qwen3")[1], kept), [Passage(tokens=TOKENS)])
     effects = {option.how: option.effect for option in found[path]}
     expected, shares = predictions(kept), []
     for how in PROBES:

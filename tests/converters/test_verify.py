@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 
 import mlx.core as mx
 import numpy as np
@@ -13,11 +14,15 @@ from safetensors.numpy import load_file, save_file
 
 from macmoe.config import Quantization
 from macmoe.errors import CheckpointError
+from macmoe.shards import Shards
 from macmoe_converters import RECIPES, open_conversion
 from macmoe_converters.verify import bound, verify
+from tests.conftest import ROOT
 from tests.converters import layouts
 from tests.converters.samples import CONFIGS, draw, write_folder
 from tests.converters.test_recipes import wide_folder
+
+HUB = ROOT / "tests" / "assets" / "hub"
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES))
@@ -60,7 +65,7 @@ def test_one_changed_bit_of_a_repack_is_found(tmp_path, name, recipe):
     folder = write_folder(tmp_path / "model", config, {key: as_f32(value) for key, value in weights.items()})
     open_conversion(folder, recipe=recipe).write(tmp_path / "out")
     damage(tmp_path / "out", name, flip)
-    with pytest.raises(CheckpointError, match=f"{name} differs from its source"):
+    with pytest.raises(CheckpointError, match=f"{name} differs from its source in bytes"):
         verify(open_conversion(folder, recipe=recipe), tmp_path / "out")
 
 
@@ -70,6 +75,62 @@ def as_f32(stored):
         return stored
     wide = (stored.array.astype(np.uint32) << 16).view(np.float32)
     return type(stored)(dtype="F32", array=wide)
+
+
+LAYOUTS = [("hub", "keep"), ("mlx-lm", "keep"), ("mlx-lm", "4bit"), ("mlx-lm", "nvfp4")]
+
+
+@pytest.mark.parametrize(("to", "recipe"), LAYOUTS)
+@pytest.mark.parametrize("family", ["qwen3", "gpt_oss", "deepseek_v3"])
+def test_other_layouts_are_proved_and_one_changed_bit_is_found(tmp_path, family, to, recipe):
+    conversion, out = open_conversion(HUB / family, recipe=recipe), tmp_path / "out"
+    conversion.write(out, to=to)
+    proof = verify(conversion, out, to=to)
+    assert (proof.within > 0) == (recipe != "keep")
+    claims = list(conversion.claims(to))
+    assert proof.equal + proof.within == len(claims)
+    shards = Shards(out)
+    exact = [name for claim in claims if claim.exact is None for name in claim.arrays]
+    for name in random.Random(0).sample(exact, 5):
+        flip_in_file(shards, name)
+        with pytest.raises(CheckpointError, match=f"{name} differs from its source"):
+            verify(conversion, out, to=to)
+        flip_in_file(shards, name)
+    packed = [name for claim in claims if claim.exact is not None for name in list(claim.arrays)[:1]]
+    for name in packed[:3]:
+        flip_in_file(shards, name, mask=0xFF, size=shards.tensors[name].nbytes)
+        with pytest.raises(CheckpointError, match="is further from its source"):
+            verify(conversion, out, to=to)
+        flip_in_file(shards, name, mask=0xFF, size=shards.tensors[name].nbytes)
+    assert verify(conversion, out, to=to) == proof
+
+
+def flip_in_file(shards, name, mask=0x40, size=1):
+    """Change a tensor on the disk, from its first byte on; twice is not at all."""
+    raw = shards.read_bytes(name, 0, size) ^ np.uint8(mask)
+    for path in shards.files.values():
+        begin = offset_of(path, name)
+        if begin is not None:
+            with path.open("r+b") as file:
+                file.seek(begin)
+                file.write(raw.tobytes())
+
+
+def offset_of(path, name):
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    entry = json.loads(raw[8 : 8 + length]).get(name)
+    return 8 + length + entry["data_offsets"][0] if entry else None
+
+
+@pytest.mark.parametrize("to", ["hub", "mlx-lm"])
+def test_changed_config_is_found(tmp_path, to):
+    conversion, out = open_conversion(HUB / "gpt_oss"), tmp_path / "out"
+    conversion.write(out, to=to)
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | {"swiglu_limit": 6.0}))
+    with pytest.raises(CheckpointError, match="was not made of"):
+        verify(conversion, out, to=to)
 
 
 def test_codes_beyond_the_error_of_their_packing_are_found(tmp_path):
