@@ -14,7 +14,7 @@ from macmoe.protocols import Cache, LanguageModel
 from macmoe.sampling import Sampler
 
 CHUNKS = (4096, 2048, 1024, 512)  # tokens per forward pass over a prompt
-# What a pass may hold beside weights and cache: more brings little, since experts are read once per pass anyway.
+# What a pass may hold beside weights and cache: more brings little, experts are read once per pass anyway.
 PREFILL_BYTES = 5 * 2**28
 
 ROOM = 1024  # tokens for which a cache makes room at first, if the answer may be that long

@@ -8,10 +8,9 @@ import pytest
 
 import macmoe
 from macmoe import converted
-from macmoe.location import cache_folder
 from macmoe.checkpoint import is_macmoe_folder
 from macmoe.errors import CheckpointError, UsageError
-from macmoe.location import ASSETS
+from macmoe.location import ASSETS, cache_folder
 from macmoe_converters.draft import draft_folder
 from tests.assets.build import HUB
 

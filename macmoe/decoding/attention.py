@@ -38,8 +38,7 @@ class Latent:
     output: Matrix
     key_up: latent_attention.UpProjection
     value_up: HeadLinear
-    q_norm: mx.array
-    kv_norm: mx.array
+    norms: tuple[mx.array, mx.array]
     wavelengths: mx.array
     form: latent_attention.Form
 
@@ -47,7 +46,7 @@ class Latent:
         """Map the normed stream [1, dim] to what is added to it; the cache is written."""
         (cache,) = buffers
         compressed = latent_attention.prepare(
-            self.compress(x), self.q_norm, self.kv_norm, cache, places, self.wavelengths, self.form
+            self.compress(x), self.norms, cache, places, self.wavelengths, self.form
         )
         absorbed = latent_attention.absorb(
             self.expand(compressed), self.key_up, places, self.wavelengths, self.form
@@ -56,7 +55,12 @@ class Latent:
         return self.output(self.value_up(mixed[None, :, None]).reshape(1, -1))
 
 
-def grouped(module: gpt_oss.Attention | qwen3.Attention, dtype: mx.Dtype, *, window: bool) -> Grouped | None:
+def grouped(
+    module: gpt_oss.Attention | qwen3.Attention,
+    dtype: mx.Dtype,  # noqa: ARG001 - any type will do
+    *,
+    window: bool,
+) -> Grouped | None:
     """Translate the attention of GPT-OSS or Qwen3."""
     projections = [module.q_proj, module.k_proj, module.v_proj]
     if any(type(matrix) not in {nn.Linear, nn.QuantizedLinear} for matrix in projections):
@@ -116,8 +120,7 @@ def latent(module: LatentAttention, dtype: mx.Dtype, *, window: bool) -> Latent 
             packing=up.packing, weight=up.weight, scales=up.scales, offsets=up.offsets
         ),
         value_up=module.v_up_proj,
-        q_norm=module.q_a_layernorm.weight,
-        kv_norm=module.kv_a_layernorm.weight,
+        norms=(module.q_a_layernorm.weight, module.kv_a_layernorm.weight),
         wavelengths=module.rope.wavelengths,
         form=form,
     )

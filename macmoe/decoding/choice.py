@@ -1,7 +1,7 @@
-"""Whether the kernels are used: they must be wanted, possible, right and faster, on this machine for this model.
+"""Whether the kernels are used: they must be wanted, possible, right and faster, here and for this model.
 
-A model's kernels are checked once: each kind of layer against its modules, and a whole token for time. The verdict
-is kept per device, MLX version, kernel texts and form of the model.
+A model's kernels are checked once: each kind of layer against its modules, and a whole token for time. The
+verdict is kept per device, MLX version, kernel texts and form of the model.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from macmoe.version import __version__
 
 PAST = 40  # tokens in the cache of a check
 TOKENS = 5  # checked per layer, and timed
-# Relative error of a sublayer, half of the tokens at least: rounding of the modules in that type, with a margin.
+# Relative error of a sublayer in the median token: rounding of the modules in that type, with a margin.
 BOUNDS = {mx.float32: 1e-4, mx.float16: 1e-2, mx.bfloat16: 5e-2}
 
 

@@ -53,7 +53,7 @@ class Matrix:
 
 
 def join(matrices: Sequence[nn.Module]) -> Matrix | None:
-    """Return matrices with the same input as one, None if they are not all of one form, or not plainly matrices.
+    """Return matrices with the same input as one, None if they differ in form or are more than matrices.
 
     The joined arrays take the place of the single ones, which become views of them: nothing is held twice.
     """

@@ -1,8 +1,8 @@
 """The step: one token in, logits of the next out, compiled once for all tokens.
 
-MLX replays a compiled graph without running the Python that built it, so a token costs the host little. For that
-nothing in the graph may depend on how long the conversation is: positions come in as arrays, and the cache's buffers
-change their shape only when they grow.
+MLX replays a compiled graph without running the Python that built it, so a token costs the host little. For
+that nothing in the graph may depend on how long the conversation is: positions come in as arrays, and the
+cache's buffers change their shape only when they grow.
 """
 
 from collections.abc import Callable, Sequence
@@ -75,9 +75,7 @@ class DecodeStep:
             layers.append(translated)
         return cls(model, layers)
 
-    def trace(
-        self, token: mx.array, places: dict[str, mx.array], buffers: list[list[mx.array]]
-    ) -> mx.array:
+    def trace(self, token: mx.array, places: dict[str, mx.array], buffers: list[list[mx.array]]) -> mx.array:
         """Build the graph of one token.
 
         Args:
@@ -97,7 +95,9 @@ class DecodeStep:
             bias = layer.attention.output.bias
             x, normed = add_norm(x, delta, layer.norms[1], layer.eps, bias)
             delta = layer.feed_forward(normed)
-            following = self.layers[index + 1].norms[0] if index + 1 < len(self.layers) else decoder.norm.weight
+            following = (
+                self.layers[index + 1].norms[0] if index + 1 < len(self.layers) else decoder.norm.weight
+            )
             x, normed = add_norm(x, delta, following, layer.eps)
         return self._model.logits(normed[None]).reshape(1, -1)
 

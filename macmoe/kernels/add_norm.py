@@ -1,4 +1,4 @@
-"""The residual stream between two sublayers: x + delta, and its RMS norm (arXiv 1910.07467), in one kernel."""
+"""The residual stream between two sublayers: x + delta, and its RMS norm (arXiv 1910.07467), at once."""
 
 import mlx.core as mx
 

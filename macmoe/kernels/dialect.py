@@ -1,8 +1,9 @@
 """The small common dialect of Metal and CUDA in which kernels are written.
 
-The texts are Metal: SIMD groups of 32, `threadgroup` arrays, `simd_*` functions, 16-byte loads through `uint4`. CUDA
-gets the same text behind a preamble that defines Metal's words, after a few substitutions that macros cannot make.
-Threadgroups have one dimension. All threads of a SIMD group take part in every `simd_*` call.
+The texts are Metal: SIMD groups of 32, `threadgroup` arrays, `simd_*` functions, 16-byte loads through
+`uint4`. CUDA gets the same text behind a preamble that defines Metal's words, after a few substitutions that
+macros cannot make. Threadgroups have one dimension. All threads of a SIMD group take part in every `simd_*`
+call.
 """
 
 import re

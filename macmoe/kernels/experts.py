@@ -1,8 +1,8 @@
 """Chosen experts' MLPs in two launches: gate, up and activation; then down, weighted and summed.
 
-Two, because a row of `down` needs all rows of `gate_up`: in one kernel an expert would be pinned to one threadgroup.
-Every pair of rows is one SIMD group's work, and each weight is read once, also where several tokens share an expert:
-the first (token, slot) pair of an expert takes the others of the call with it.
+Two, because a row of `down` needs all rows of `gate_up`: in one kernel an expert would be pinned to one
+threadgroup. Every pair of rows is one SIMD group's work, and each weight is read once, also where several
+tokens share an expert: the first (token, slot) pair of an expert takes the others of the call with it.
 """
 
 from collections.abc import Mapping
@@ -284,7 +284,7 @@ def expert_rows(
 def expert_sum(
     stack: Stack, x: mx.array, experts: mx.array, weights: mx.array, shared: Stack | None = None
 ) -> mx.array:
-    """Multiply one token's [1, slots, hidden_dim] by its experts' matrices; return the weighted sum [1, dim]."""
+    """Return the weighted sum [1, dim] of one token's [1, slots, hidden_dim] times its experts' matrices."""
     slots = experts.size
     rows = stack.weight.shape[1]
     constants = _constants(stack, x, slots, shared is not None) | {"ROWS": rows, "SUM_ROWS": SUM_ROWS}

@@ -1,8 +1,9 @@
 """Grouped-query attention of one new token: bias, QK norm, RoPE, cache write and attention in one launch.
 
-A threadgroup serves all query heads of one key/value head over one part of the cache, so keys and values are read
-once; `combine` joins the parts. The softmax runs along (arXiv 1805.02867), a sink is one more logit in its sum
-(arXiv 2508.10925). A key is read by `LANES` neighboring lanes, 8 values each, so a SIMD group works on several keys.
+A threadgroup serves all query heads of one key/value head over one part of the cache, so keys and values are
+read once; `combine` joins the parts. The softmax runs along (arXiv 1805.02867), a sink is one more logit in
+its sum (arXiv 2508.10925). A key is read by `LANES` neighboring lanes, 8 values each, so a SIMD group works
+on several keys.
 """
 
 from dataclasses import dataclass
@@ -76,10 +77,9 @@ STEP = Kernel(
   const uint begin = uint(places[2]);  // first row that is seen
 
   for (uint h = simd; h < TOGETHER + 2; h += SIMD_GROUPS) {
-    const uint source = (h < TOGETHER ? kv * TOGETHER + h : HEADS + (h - TOGETHER) * KV_HEADS + kv) * HEAD_DIM;
-    float low[HALF_LANES], high[HALF_LANES];
-    float squares = 0.0f;
-    for (int i = 0; i < HALF_LANES; i++) {
+    const uint source = (h < TOGETHER ? kv * TOGETHER + h : HEADS + (h - TOGETHER) * KV_HEADS + kv) *
+    HEAD_DIM; float low[HALF_LANES], high[HALF_LANES]; float squares = 0.0f; for (int i = 0; i < HALF_LANES;
+    i++) {
       const uint pair = i * 32 + lane;
       low[i] = high[i] = 0.0f;
       if (pair < HEAD_DIM / 2) {
@@ -272,9 +272,7 @@ COMBINE = Kernel(
 )
 
 
-def combine(
-    partial: mx.array, bounds: mx.array, dtype: mx.Dtype, sinks: mx.array | None = None
-) -> mx.array:
+def combine(partial: mx.array, bounds: mx.array, dtype: mx.Dtype, sinks: mx.array | None = None) -> mx.array:
     """Join the parts of an attention.
 
     Args:

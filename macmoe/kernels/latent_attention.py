@@ -1,9 +1,9 @@
-"""Latent attention of a few new tokens in its absorbed form (arXiv 2405.04434, section 2.1), in three launches.
+"""Latent attention of a few new tokens, absorbed (arXiv 2405.04434, section 2.1), in three launches.
 
-`prepare` norms the compressed query and key/value, turns the rotary key and appends both to the cache; `absorb`
-moves the key's up-projection to the query, head by head, and turns the query's rotary part; `attend` reads the
-cache, of which the values are a part, with all heads as rows of one matrix. `combine` of grouped_attention joins the
-parts of the cache. Rotary pairs stand side by side.
+`prepare` norms the compressed query and key/value, turns the rotary key and appends both to the cache;
+`absorb` moves the key's up-projection to the query, head by head, and turns the query's rotary part; `attend`
+reads the cache, of which the values are a part, with all heads as rows of one matrix. `combine` of
+grouped_attention joins the parts of the cache. Rotary pairs stand side by side.
 """
 
 from dataclasses import dataclass
@@ -239,8 +239,7 @@ ATTEND = Kernel(
 
 def prepare(
     compressed: mx.array,
-    q_norm: mx.array,
-    kv_norm: mx.array,
+    norms: tuple[mx.array, mx.array],
     cache: mx.array,
     places: mx.array,
     wavelengths: mx.array,
@@ -250,8 +249,7 @@ def prepare(
 
     Args:
         compressed: [tokens, q_rank + latent + rope_dim]: compressed query, compressed key/value, rotary key.
-        q_norm: [q_rank].
-        kv_norm: [latent].
+        norms: Weights of the two norms, [q_rank] and [latent].
         cache: Buffer [1, 1, capacity, latent + rope_dim], written in place, so nobody else may hold it.
         places: int32 [3]: position of the first token, its row in the buffer, the first row that is seen.
         wavelengths: Of the rotary pairs [rope_dim / 2], float32, up to 2 pi.
@@ -260,8 +258,8 @@ def prepare(
     tokens = compressed.shape[0]
     inputs = {
         "compressed": compressed,
-        "q_norm": q_norm,
-        "kv_norm": kv_norm,
+        "q_norm": norms[0],
+        "kv_norm": norms[1],
         "cache": cache,
         "places": places,
         "wavelengths": wavelengths,
@@ -294,7 +292,9 @@ class UpProjection:
         return {name: array for name, array in named.items() if array is not None}
 
 
-def absorb(query: mx.array, up: UpProjection, places: mx.array, wavelengths: mx.array, form: Form) -> mx.array:
+def absorb(
+    query: mx.array, up: UpProjection, places: mx.array, wavelengths: mx.array, form: Form
+) -> mx.array:
     """Return queries that can be compared with the cache: [tokens * heads, latent + rope_dim], float32.
 
     Args:

@@ -1,10 +1,11 @@
 """Unpack 32 consecutive weights of a row, in every form in which checkpoints store them.
 
-The layouts are those of mx.quantize (checked against mx.dequantize): the first value in the lowest bits of a word;
-affine: scale * q + bias; MXFP4 (E2M1) and MXFP8 (E4M3): E8M0 scales per 32 (OCP Microscaling Formats v1.0).
+The layouts are those of mx.quantize (checked against mx.dequantize): the first value in the lowest bits of a
+word; affine: scale * q + bias; MXFP4 (E2M1) and MXFP8 (E4M3): E8M0 scales per 32 (OCP Microscaling Formats
+v1.0).
 
-No table and no integer conversion: an E2M1 or E4M3 pattern moved to the top bits of a half is the value times a
-power of two, subnormals included; an integer put into the mantissa of the half 1024 is 1024 + q.
+No table and no integer conversion: an E2M1 or E4M3 pattern moved to the top bits of a half is the value times
+a power of two, subnormals included; an integer put into the mantissa of the half 1024 is 1024 + q.
 """
 
 from dataclasses import dataclass
@@ -209,8 +210,3 @@ inline float e8m0(uchar exponent) {
 """
 
 KINDS = {mx.float32: 1, mx.float16: 2, mx.bfloat16: 3}
-
-
-def types(packing: Packing, dtype: mx.Dtype) -> dict[str, int | mx.Dtype]:
-    """Return the macros that name the types of activations and of weight words."""
-    return {"T": dtype, "T_KIND": KINDS[dtype]}

@@ -1,8 +1,8 @@
 """Routers: the logits of all experts, and the choice with its weights. All in float32.
 
 The three choices are those of macmoe.nn.routing, which are also the references: top-k then softmax (GPT-OSS),
-softmax then top-k (Qwen3), sigmoid + bias within the best groups (DeepSeek, arXiv 2412.19437, section 2.1.2). Equal
-scores go to the lower expert. An extra slot, for a shared expert, is number `experts` with weight 1.
+softmax then top-k (Qwen3), sigmoid + bias within the best groups (DeepSeek, arXiv 2412.19437, section 2.1.2).
+Equal scores go to the lower expert. An extra slot, for a shared expert, is number `experts` with weight 1.
 """
 
 from dataclasses import dataclass
@@ -199,9 +199,7 @@ def router_logits(x: mx.array, weight: mx.array, bias: mx.array | None = None) -
     return logits
 
 
-def route(
-    logits: mx.array, choice: Choice, correction: mx.array | None = None
-) -> tuple[mx.array, mx.array]:
+def route(logits: mx.array, choice: Choice, correction: mx.array | None = None) -> tuple[mx.array, mx.array]:
     """Return the experts [tokens, slots] (uint32) and their weights [tokens, slots] (float32).
 
     Args:

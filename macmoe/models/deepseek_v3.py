@@ -66,7 +66,7 @@ class DeepseekV3Config:
 
     @property
     def prefill_bytes(self) -> int:
-        """Bytes that a layer holds at once for each token of a prompt: experts' rows and a block of scores."""
+        """Bytes that a layer holds at once per token of a prompt: experts' rows and a block of scores."""
         routed = routed_bytes(self.num_experts_per_tok, self.hidden_size, self.moe_intermediate_size)
         return routed + block_bytes(self.num_attention_heads)
 

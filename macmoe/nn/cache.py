@@ -2,8 +2,8 @@
 
 Arrays are [batch, heads, length, width]. Buffers have spare room and are written in place. When one is full
 it grows by half, so a long generation copies each token about twice in all; `reserve` avoids even that where
-the length is known. Fused kernels write into the buffers themselves (`open`), which MLX does not know of: so a
-cache remembers whether a copy may share its buffers, and then moves to new ones first.
+the length is known. Fused kernels write into the buffers themselves (`open`), which MLX does not know of: so
+a cache remembers whether a copy may share its buffers, and then moves to new ones first.
 """
 
 from collections.abc import Iterator, Sequence

@@ -65,7 +65,7 @@ class Running:
         return cls(lowest, mx.zeros((*rows, 1)), mx.zeros((*rows, value_dim)))
 
     def with_block(self, scores: mx.array, visible: mx.array | None, values: mx.array) -> "Running":
-        """Add a block of keys: scores [batch, heads, length, block], values [batch, heads, block, value_dim]."""
+        """Add a block: scores [batch, heads, length, block], values [batch, heads, block, value_dim]."""
         if visible is not None:
             scores = mx.where(visible, scores, mx.finfo(scores.dtype).min)
         higher = mx.maximum(self.highest, scores.max(axis=-1, keepdims=True).astype(mx.float32))

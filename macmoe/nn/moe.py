@@ -109,9 +109,11 @@ class Experts(nn.Module):
         return self.down_proj(self.activation(gate, up), experts, in_order=in_order)
 
     def stacks(self, dtype: mx.Dtype) -> tuple[kernels.Stack, kernels.Stack] | None:
-        """Return both stacks for the kernels, None if those cannot work on them (adapters, other packings)."""
+        """Return both stacks for the kernels, None if those cannot read them (adapters, packings)."""
         modules = (self.gate_up_proj, self.down_proj)
-        if any(type(module) is not ExpertLinear for module in modules) or not kernel_activation(self.activation):
+        if any(type(module) is not ExpertLinear for module in modules) or not kernel_activation(
+            self.activation
+        ):
             return None
         gate_up, down = (module.stack(dtype) for module in modules)
         fits = gate_up is not None and down is not None and kernels.usable(gate_up, down)
@@ -124,7 +126,7 @@ class Experts(nn.Module):
         weights: mx.array,
         stacks: tuple[kernels.Stack, kernels.Stack],
     ) -> mx.array:
-        """Apply the experts to a few tokens with kernels that read each expert once; the gradient is the modules'."""
+        """Apply the experts to a few tokens, each expert read once; the gradient is that of the modules."""
         kind, limit = kernel_activation(self.activation) or (kernels.NONE, 0.0)
 
         def forward(x: mx.array, weights: mx.array) -> mx.array:

@@ -87,7 +87,7 @@ class StackedLinear(nn.Module):
         self.freeze(keys=list(PARTS), strict=False)
 
     def stack(self, dtype: mx.Dtype) -> Stack | None:
-        """Return the matrices for the kernels; None if those cannot read them beside activations of this type."""
+        """Return the matrices for the kernels; None if those cannot read them, with this activation type."""
         how = self.quantization
         packing = Packing() if how is None else packing_of(how.mode, how.bits, how.group_size)
         if packing is None or (how is not None and how.global_scale):

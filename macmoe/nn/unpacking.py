@@ -1,9 +1,9 @@
 """Products of many rows with packed matrices where MLX's packed kernels are slow: unpack, a piece at a time.
 
-MLX's CUDA back end multiplies each row by packed experts on its own, and its grouped products of plain matrices are
-many times faster. So for many rows a stack is unpacked in the type of the activations, some outputs of all experts
-at a time, in the forward pass and once more for the gradient. The packed arrays stay what they are. On Metal the
-packed kernels are made for it.
+MLX's CUDA back end multiplies each row by packed experts on its own, and its grouped products of plain
+matrices are many times faster. So for many rows a stack is unpacked in the type of the activations, some
+outputs of all experts at a time, in the forward pass and once more for the gradient. The packed arrays stay
+what they are. On Metal the packed kernels are made for it.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ def packed_is_slow() -> bool:
 
 
 def pieces(shape: tuple[int, ...], dtype: mx.Dtype, piece: int) -> list[slice]:
-    """Cut the outputs of matrices [..., out, in] so that each piece has at most about the size when unpacked."""
+    """Cut the outputs of matrices [..., out, in] into pieces of about the size, when unpacked, at most."""
     *stack, outputs, inputs = shape
     row = (stack[0] if stack else 1) * inputs * dtype.size
     step = max(1, piece // row)

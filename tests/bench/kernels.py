@@ -2,7 +2,8 @@
 
     python tests/bench/kernels.py
 
-Prints the largest errors of each case in units of the last place of its type at the largest wanted value. Speed is measured by `macmoe bench` and `macmoe doctor`.
+Prints the largest errors of each case in units of the last place of its type at the largest wanted value.
+Speed is measured by `macmoe bench` and `macmoe doctor`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import mlx.core as mx
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.kernels.cases import Runner, error, real_cases, route_cases, small_cases, wrong
+from tests.kernels.cases import Runner, error, wrong
+from tests.kernels.shapes import real_cases, route_cases, small_cases
 
 
 def run(name: str, case: Runner) -> bool:

@@ -6,7 +6,7 @@ import mlx.core as mx
 import pytest
 
 from macmoe.kernels import grouped_attention, latent_attention, source
-from tests.kernels.cases import route_cases, small_cases
+from tests.kernels.shapes import route_cases, small_cases
 from tests.metal import emulator
 
 

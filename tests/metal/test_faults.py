@@ -8,7 +8,8 @@ import random
 import mlx.core as mx
 import pytest
 
-from tests.kernels.cases import small_cases, wrong
+from tests.kernels.cases import wrong
+from tests.kernels.shapes import small_cases
 from tests.metal.emulator import ORDERS, KernelError
 
 BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
@@ -16,17 +17,37 @@ BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
 FAULTS = {
     "no barrier in add_norm": ("add_norm", BARRIER, ""),
     "no barrier in router_logits": ("router_logits", BARRIER, ""),
-    "no barrier before experts' sum": ("experts mxfp4", f"{BARRIER}\n  const uint thread_index", "const uint thread_index"),
+    "no barrier before experts' sum": (
+        "experts mxfp4",
+        f"{BARRIER}\n  const uint thread_index",
+        "const uint thread_index",
+    ),
     "no barrier in attention": ("attention", f"{BARRIER}\n\n  device T* key_rows", "device T* key_rows"),
-    "no barrier in absorb": ("latent plain", f"{BARRIER}\n  for (uint i = thread_index; i < LATENT", "for (uint i = thread_index; i < LATENT"),
-    "one row too many": ("experts affine4", "const device W* matrix = ", "const device W* matrix = ROW_WORDS(COLUMNS) + "),
+    "no barrier in absorb": (
+        "latent plain",
+        f"{BARRIER}\n  for (uint i = thread_index; i < LATENT",
+        "for (uint i = thread_index; i < LATENT",
+    ),
+    "one row too many": (
+        "experts affine4",
+        "const device W* matrix = ",
+        "const device W* matrix = ROW_WORDS(COLUMNS) + ",
+    ),
     "write behind the end": ("add_norm", "store_floats(normed + place", "store_floats(normed + place + 1"),
     "one chunk too many": ("experts plain", "chunk < COLUMNS / 32;", "chunk <= COLUMNS / 32;"),
     "one key too many": ("attention", "sub < to;", "sub <= to;"),
-    "one key too few": ("latent plain", "uint(places[1]) + token + 1 - begin", "uint(places[1]) + token - begin"),
+    "one key too few": (
+        "latent plain",
+        "uint(places[1]) + token + 1 - begin",
+        "uint(places[1]) + token - begin",
+    ),
     "the wrong scale": ("experts mxfp8", "? 16384.0f : 256.0f", "? 16384.0f : 128.0f"),
     "the low nibble twice": ("experts affine4", "word >> (4 * i)", "word >> (4 * (i / 2))"),
-    "a lane leaves before a sum": ("router_logits", "  sum = simd_sum(sum);", "  if (thread_index_in_simdgroup == 7) return;\n  sum = simd_sum(sum);"),
+    "a lane leaves before a sum": (
+        "router_logits",
+        "  sum = simd_sum(sum);",
+        "  if (thread_index_in_simdgroup == 7) return;\n  sum = simd_sum(sum);",
+    ),
     "lanes take different ways": (
         "router_logits",
         "sum = simd_sum(sum);",
@@ -37,7 +58,11 @@ FAULTS = {
         BARRIER,
         f"if (simdgroup_index_in_threadgroup != 1) {BARRIER}",
     ),
-    "a part of the result is not written": ("latent plain", "target[i] = total;", "if (i != 3) target[i] = total;"),
+    "a part of the result is not written": (
+        "latent plain",
+        "target[i] = total;",
+        "if (i != 3) target[i] = total;",
+    ),
     "tokens of an expert in one place": ("experts plain, 9 tokens", "simd_prefix_exclusive_sum(same)", "0"),
 }
 
@@ -72,7 +97,9 @@ def found(emulate, case, change):
         if wrong(pairs):
             return True
         results.append([got for got, _ in pairs])
-    return not all(mx.array_equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+    return not all(
+        mx.array_equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True)
+    )
 
 
 @pytest.mark.parametrize("fault", FAULTS)

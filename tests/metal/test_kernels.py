@@ -5,7 +5,8 @@ from __future__ import annotations
 import mlx.core as mx
 import pytest
 
-from tests.kernels.cases import route_cases, small_cases, wrong
+from tests.kernels.cases import wrong
+from tests.kernels.shapes import route_cases, small_cases
 
 # All cases in bfloat16; in the other types those whose texts differ by the type.
 TYPED = ("add_norm", "router_logits", "attention norm", "attention window", "latent affine4", "latent plain")

@@ -35,7 +35,9 @@ def greedy(session, count):
     """Return the first greedy tokens of an answer."""
     segments = session.format.render([macmoe.Message("user", PROMPT)], thinking="on")
     prompt = session.tokenizer.encode_segments(segments)
-    return [token.id for token in generate(session.model, prompt, Sampler(SamplingOptions()), max_tokens=count)]
+    return [
+        token.id for token in generate(session.model, prompt, Sampler(SamplingOptions()), max_tokens=count)
+    ]
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -53,7 +55,7 @@ def test_greedy_tokens_are_those_of_the_modules(session_with_step, monkeypatch, 
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_self_check_accepts_right_kernels_and_refuses_wrong_ones(session_with_step, emulate, name):
+def test_self_check_accepts_right_kernels_and_refuses_wrong_ones(session_with_step, name):
     session, step = session_with_step(name)
     verdict = choice.examine(session.model, step)
     assert verdict.right

@@ -1,0 +1,167 @@
+"""The cases at small and awkward shapes, for the emulator, and at those of published models, for a GPU."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from macmoe.kernels import experts, latent_attention, routing
+from tests.kernels.cases import (
+    PACKINGS,
+    AttentionShape,
+    ExpertShape,
+    Runner,
+    case_add_norm,
+    case_experts,
+    case_grouped_attention,
+    case_latent_attention,
+    case_route,
+    case_router_logits,
+)
+
+
+def latent_form(heads: int, q_rank: int, latent: int, nope: int, rope: int) -> latent_attention.Form:
+    """Return a form with DeepSeek's kind of scales."""
+    return latent_attention.Form(
+        heads=heads,
+        q_rank=q_rank,
+        latent=latent,
+        nope_dim=nope,
+        rope_dim=rope,
+        scale=(nope + rope) ** -0.5,
+        rope_scale=1.25,
+        eps=1e-6,
+    )
+
+
+def small_cases(dtype: mx.Dtype) -> dict[str, Runner]:
+    """Return cases at small and awkward shapes, by name."""
+    cases: dict[str, Runner] = {
+        "add_norm": lambda: case_add_norm(dtype, 1, 64, bias=False),
+        "add_norm bias, 3 tokens, 2880": lambda: case_add_norm(dtype, 3, 2880, bias=True),
+        "add_norm odd width": lambda: case_add_norm(dtype, 2, 104, bias=True),
+        "router_logits": lambda: case_router_logits(dtype, 2, 12, 96, bias=True),
+        "router_logits 33 experts, 768": lambda: case_router_logits(dtype, 1, 33, 768, bias=False),
+    }
+    for name, packing in PACKINGS.items():
+        one = ExpertShape(packing=packing, tokens=1, count=5, top_k=3, dim=64, hidden=64)
+        wide = ExpertShape(
+            packing=packing,
+            tokens=1,
+            count=3,
+            top_k=2,
+            dim=320,
+            hidden=192,
+            kind=experts.CLAMPED_SWIGLU,
+            bias=True,
+        )
+        ragged = ExpertShape(packing=packing, tokens=9, count=4, top_k=2, dim=128, hidden=64, bias=True)
+        crowded = ExpertShape(packing=packing, tokens=32, count=3, top_k=2, dim=64, hidden=64)
+        joined = ExpertShape(packing=packing, tokens=1, count=4, top_k=2, dim=128, hidden=64, shared=True)
+        cases |= {
+            f"experts {name}": lambda form=one: case_experts(dtype, form),
+            f"experts {name}, bias, clamped": lambda form=wide: case_experts(dtype, form),
+            f"experts {name}, 9 tokens": lambda form=ragged: case_experts(dtype, form),
+            f"experts {name}, 32 tokens": lambda form=crowded: case_experts(dtype, form),
+            f"experts {name}, shared": lambda form=joined: case_experts(dtype, form),
+            f"latent {name}": lambda packing=packing: case_latent_attention(
+                dtype, latent_form(4, 96, 64, 16, 16), packing, tokens=1, cached=37, capacity=64
+            ),
+        }
+    cases["latent 3 tokens"] = lambda: case_latent_attention(
+        dtype, latent_form(2, 64, 256, 32, 64), PACKINGS["plain"], tokens=3, cached=0, capacity=16
+    )
+    base = {"heads": 8, "kv_heads": 2, "cached": 45, "capacity": 64}
+    shapes = {
+        "attention": AttentionShape(head_dim=16, **base),
+        "attention norm": AttentionShape(head_dim=32, norm=True, **base),
+        "attention bias, sinks": AttentionShape(head_dim=64, bias=True, sinks=True, **base),
+        "attention window": AttentionShape(head_dim=16, window=True, first=38, sinks=True, bias=True, **base),
+        "attention first token": AttentionShape(heads=4, kv_heads=4, head_dim=16, cached=0, capacity=8),
+        "attention 128, odd cache": AttentionShape(
+            heads=6, kv_heads=2, head_dim=128, cached=33, capacity=40, norm=True
+        ),
+    }
+    return cases | {
+        name: lambda form=form: case_grouped_attention(dtype, form) for name, form in shapes.items()
+    }
+
+
+def route_cases() -> dict[str, Runner]:
+    """Return the choices of experts, which know no type but float32."""
+    return {
+        "route top-k, softmax": lambda: case_route(routing.TOP_K_SOFTMAX, 3, 32, 4),
+        "route softmax, top-k": lambda: case_route(routing.SOFTMAX_TOP_K, 3, 128, 8),
+        "route without rescaling": lambda: case_route(routing.SOFTMAX_TOP_K, 2, 33, 5, normalize=False),
+        "route groups": lambda: case_route(routing.GROUPED_SIGMOID, 3, 256, 8, 8),
+        "route small groups": lambda: case_route(routing.GROUPED_SIGMOID, 4, 24, 4, 4),
+        "route one group": lambda: case_route(routing.GROUPED_SIGMOID, 2, 16, 3, 1),
+    }
+
+
+def real_cases(dtype: mx.Dtype) -> dict[str, Runner]:
+    """Return cases at the shapes of published models, by name."""
+    cases: dict[str, Runner] = {
+        "add_norm gpt-oss": lambda: case_add_norm(dtype, 1, 2880, bias=True),
+        "add_norm deepseek": lambda: case_add_norm(dtype, 1, 7168, bias=False),
+        "router gpt-oss": lambda: case_router_logits(dtype, 1, 32, 2880, bias=True),
+        "router qwen3": lambda: case_router_logits(dtype, 1, 128, 2048, bias=False),
+        "router deepseek": lambda: case_router_logits(dtype, 1, 256, 7168, bias=False),
+        "latent deepseek 2048": lambda: case_latent_attention(
+            dtype,
+            latent_form(128, 1536, 512, 128, 64),
+            PACKINGS["affine4"],
+            tokens=1,
+            cached=2047,
+            capacity=4096,
+        ),
+        "latent deepseek 4 tokens": lambda: case_latent_attention(
+            dtype,
+            latent_form(128, 1536, 512, 128, 64),
+            PACKINGS["affine4"],
+            tokens=4,
+            cached=100,
+            capacity=256,
+        ),
+    }
+    forms = {
+        "gpt-oss": ExpertShape(
+            packing=PACKINGS["mxfp4"],
+            tokens=1,
+            count=32,
+            top_k=4,
+            dim=2880,
+            hidden=2880,
+            kind=experts.CLAMPED_SWIGLU,
+            bias=True,
+        ),
+        "qwen3": ExpertShape(packing=PACKINGS["affine4"], tokens=1, count=32, top_k=8, dim=2048, hidden=768),
+        "qwen3 16 tokens": ExpertShape(
+            packing=PACKINGS["affine4"], tokens=16, count=32, top_k=8, dim=2048, hidden=768
+        ),
+        "deepseek": ExpertShape(
+            packing=PACKINGS["affine4"], tokens=1, count=8, top_k=4, dim=7168, hidden=2048, shared=True
+        ),
+    }
+    shapes = {
+        "attention gpt-oss": AttentionShape(
+            heads=64, kv_heads=8, head_dim=64, cached=8000, capacity=8192, bias=True, sinks=True
+        ),
+        "attention gpt-oss window": AttentionShape(
+            heads=64,
+            kv_heads=8,
+            head_dim=64,
+            cached=1000,
+            capacity=1280,
+            first=873,
+            window=True,
+            bias=True,
+            sinks=True,
+        ),
+        "attention qwen3": AttentionShape(
+            heads=32, kv_heads=4, head_dim=128, cached=8000, capacity=8192, norm=True
+        ),
+    }
+    cases |= {f"experts {name}": lambda form=form: case_experts(dtype, form) for name, form in forms.items()}
+    return cases | {
+        name: lambda form=form: case_grouped_attention(dtype, form) for name, form in shapes.items()
+    }
