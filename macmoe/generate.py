@@ -6,9 +6,9 @@ from typing import cast
 
 import mlx.core as mx
 
-from macmoe.decoding.choice import decode_step
 from macmoe.errors import UsageError
 from macmoe.families import Model
+from macmoe.kernels import source
 from macmoe.nn.cache import ModelCache
 from macmoe.protocols import Cache, LanguageModel
 from macmoe.sampling import Sampler
@@ -145,9 +145,12 @@ def generate(
 
 def _following_logits(model: LanguageModel, cache: Cache) -> Callable[[mx.array], mx.array]:
     """Return what maps a token [1] to the logits [1, vocab] after it, and adds it to the cache."""
-    step = decode_step(cast("Model", model), cast("ModelCache", cache))
-    if step is not None:
-        return lambda token: step(token, cast("ModelCache", cache))
+    if source.enabled():
+        from macmoe.decoding.choice import decode_step  # noqa: PLC0415 - nothing for a CPU to load
+
+        step = decode_step(cast("Model", model), cast("ModelCache", cache))
+        if step is not None:
+            return lambda token: step(token, cast("ModelCache", cache))
     return lambda token: model.logits(model.hidden(token[:, None], cache))[:, -1]
 
 

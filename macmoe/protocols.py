@@ -1,9 +1,25 @@
 """What a model family and a cache must offer to the layers above, stated once."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import mlx.core as mx
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Where a kernel writes the next token of a layer, and what that token sees.
+
+    Attributes:
+        buffers: Arrays [batch, heads, capacity, width] that nobody else holds.
+        row: The token's row in them.
+        first: The first row that it sees.
+    """
+
+    buffers: list[mx.array]
+    row: int
+    first: int
 
 
 @runtime_checkable
@@ -32,6 +48,14 @@ class LayerCache(Protocol):
 
     def update(self, *new: mx.array) -> tuple[mx.array, ...]:
         """Append arrays [batch, heads, length, width]; return each with the earlier tokens the layer sees."""
+        ...
+
+    def open(self, tokens: int) -> Room:
+        """Make room for a few more tokens that a kernel will write; `advance` tells that it has."""
+        ...
+
+    def advance(self, tokens: int) -> None:
+        """Count tokens that a kernel has written."""
         ...
 
     def reserve(self, tokens: int) -> None:

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 import mlx.core as mx
 
@@ -99,7 +100,8 @@ class Joint:
         logs, begin = [], 0
         for passage in self._passages:
             end = begin + len(passage.tokens) - passage.begin
-            logs.append(math.log(max(float(found[begin:end].mean().item()), TINY)))
+            mean: Any = found[begin:end].mean().item()
+            logs.append(math.log(max(mean, TINY)))
             begin = end
         return fmean(logs)
 

@@ -6,11 +6,14 @@ verdict is kept per device, MLX version, kernel texts and form of the model.
 
 import hashlib
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
@@ -118,9 +121,10 @@ def _read_verdict(path: Path) -> Verdict | None:
 
 def _form(model: Model) -> str:
     """Return a hash of everything a verdict hangs on."""
-    shapes = sorted({(str(array.shape), str(array.dtype)) for _, array in tree_flatten(model.parameters())})
+    parameters: Any = tree_flatten(model.parameters())
+    shapes = sorted({(str(array.shape), str(array.dtype)) for _, array in parameters})
     device = str(mx.device_info().get("device_name", mx.default_device()))
-    facts = [device, mx.__version__, __version__, str(source.backend()), repr(model.config), repr(shapes)]
+    facts = [device, version("mlx"), __version__, str(source.backend()), repr(model.config), repr(shapes)]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:24]
 
 
@@ -146,8 +150,8 @@ def _noise(shape: tuple[int, ...], seed: int, dtype: mx.Dtype) -> mx.array:
 
 def _difference(got: mx.array, wanted: mx.array) -> float:
     got, wanted = got.astype(mx.float32).flatten(), wanted.astype(mx.float32).flatten()
-    error = float((mx.linalg.norm(got - wanted) / mx.maximum(mx.linalg.norm(wanted), 1e-30)).item())
-    return error if error == error else float("inf")  # noqa: PLR0124 - NaN
+    error: Any = (mx.linalg.norm(got - wanted) / mx.maximum(mx.linalg.norm(wanted), 1e-30)).item()
+    return math.inf if math.isnan(error) else float(error)
 
 
 def _attention_error(model: Model, index: int, layer: Layer, dtype: mx.Dtype) -> float:

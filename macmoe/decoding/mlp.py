@@ -1,6 +1,7 @@
 """The feed-forward half of a layer for one token: a router and two expert kernels, or a dense layer."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -95,7 +96,7 @@ def _stacks(experts: Experts, dtype: mx.Dtype) -> ExpertStacks | None:
     return None if stacks is None else ExpertStacks(gate_up=stacks[0], down=stacks[1])
 
 
-def _router(module: nn.Module, choice: Choice, dtype: mx.Dtype) -> Router | None:
+def _router(module: Any, choice: Choice, dtype: mx.Dtype) -> Router | None:
     fits = type(module) in {nn.Linear, deepseek_v3.Router} and module.weight.dtype == dtype
     if not fits or not routing.usable(module.weight.shape[1]):
         return None

@@ -7,6 +7,7 @@ cache's buffers change their shape only when they grow.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -115,7 +116,7 @@ class DecodeStep:
         return logits
 
 
-def _translate(layer: nn.Module, window: int | None, dtype: mx.Dtype) -> Layer | None:
+def _translate(layer: Any, window: int | None, dtype: mx.Dtype) -> Layer | None:
     attend, feed = ATTENTION.get(type(layer.self_attn)), FEED_FORWARD.get(type(layer.mlp))
     if attend is None or feed is None:
         return None

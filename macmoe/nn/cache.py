@@ -13,7 +13,7 @@ import mlx.core as mx
 
 from macmoe.errors import UsageError
 from macmoe.nn.positions import left_padding_array
-from macmoe.protocols import LayerCache
+from macmoe.protocols import LayerCache, Room
 
 STEP = 256  # buffers hold a multiple of this many tokens
 
@@ -35,21 +35,6 @@ def _check_trim(cache: LayerCache, tokens: int) -> None:
             f"{cache.offset}; "
             "process the prompt again instead"
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """Where a kernel writes the next token of a layer, and what that token sees.
-
-    Attributes:
-        buffers: Arrays [batch, heads, capacity, width] that nobody else holds.
-        row: The token's row in them.
-        first: The first row that it sees.
-    """
-
-    buffers: list[mx.array]
-    row: int
-    first: int
 
 
 class FullCache:

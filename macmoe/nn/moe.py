@@ -116,8 +116,9 @@ class Experts(nn.Module):
         ):
             return None
         gate_up, down = (module.stack(dtype) for module in modules)
-        fits = gate_up is not None and down is not None and kernels.usable(gate_up, down)
-        return (gate_up, down) if fits else None
+        if gate_up is None or down is None or not kernels.usable(gate_up, down):
+            return None
+        return gate_up, down
 
     def few(
         self,
