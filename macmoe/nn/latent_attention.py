@@ -182,8 +182,12 @@ class LatentAttention(nn.Module):
     def absorbed(self, q_nope: mx.array, q_rope: mx.array, latents: mx.array, mask: Mask) -> mx.array:
         """Attend to the latents themselves: [batch, heads, length, value_dim]."""
         queries = mx.concatenate([self.k_up_proj.transposed(q_nope), q_rope], axis=-1)
-        mixed = attend(queries, latents, latents[..., : self.latent], scale=self.scale, mask=mask)
-        return self.v_up_proj(mixed)
+        values = latents[..., : self.latent]
+        if queries.shape[2] > 1:
+            return self.v_up_proj(attend(queries, latents, values, scale=self.scale, mask=mask))
+        # The heads of one token see the same keys: they are the rows of one matrix, and no key is repeated.
+        mixed = attend(queries.swapaxes(1, 2), latents, values, scale=self.scale, mask=mask)
+        return self.v_up_proj(mixed.swapaxes(1, 2))
 
     def __call__(
         self,
