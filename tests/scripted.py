@@ -17,6 +17,7 @@ from tests.vocabularies import small
 class Config:
     vocab_size: int
     max_position_embeddings: int = 4096
+    prefill_bytes: int = 1
 
 
 class Transcript:
