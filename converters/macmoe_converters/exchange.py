@@ -6,14 +6,16 @@ tried as whole models: what the effects say, and the same packing everywhere. Th
 moves: a matrix gets its next finer packing, others get coarser ones to pay for it. All moves are measured
 singly, then tried in the order of what they promise, and kept if the whole model comes closer to what it was.
 
-"Closer" is the mean over passages of log KL: texts of which a model is sure, with small divergences, count as
-much as others. docs/decisions/0012 has the reasons and figures.
+The distance is the mean over passages of KL, in units of that of the first choice: texts of which a model is
+sure, where all divergences are small, count as much as others. docs/decisions/0012 has reasons and figures.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from statistics import fmean
+from typing import cast
 
 import mlx.core as mx
 
@@ -69,13 +71,14 @@ class Joint:
 
     Attributes:
         chosen: The option of every matrix.
-        cost: Mean over the passages of log KL(model || packed model).
+        cost: Mean over the passages of KL(model || packed model), in units of what it was at first.
     """
 
     def __init__(self, loaded: Loaded, passages: Sequence[Passage]) -> None:
         self._loaded, self._passages = loaded, passages
         self._expected = loaded.predictions(passages)
         mx.eval(self._expected)
+        self._units: list[float] = []
         self.chosen: Choice = {}
         self.cost = 0.0
 
@@ -96,12 +99,11 @@ class Joint:
 
     def _measure(self) -> float:
         found = divergence(self._expected, self._loaded.predictions(self._passages))
-        logs, begin = [], 0
-        for passage in self._passages:
-            end = begin + len(passage.tokens) - passage.begin
-            logs.append(math.log(max(float(found[begin:end].mean().item()), TINY)))
-            begin = end
-        return fmean(logs)
+        lengths = [len(each.tokens) - each.begin for each in self._passages]
+        pieces = mx.split(found, list(accumulate(lengths))[:-1])
+        means = [cast("float", piece.mean().item()) for piece in pieces]
+        self._units = self._units or [max(mean, TINY) for mean in means]
+        return fmean(mean / unit for mean, unit in zip(means, self._units, strict=True))
 
 
 def uniform(options: Options, budget: float) -> Choice | None:
