@@ -25,6 +25,7 @@ from macmoe.families import Model
 from macmoe.scoring import divergence
 from macmoe_converters.quantizing import pack, unpack
 from macmoe_converters.sensitivity import (
+    CANDIDATES,
     PREDICTION,
     TINY,
     Loaded,
@@ -38,7 +39,7 @@ from macmoe_converters.sensitivity import (
 )
 
 SWEEPS = 3  # of measuring all moves; later ones find little
-UNIFORM = (8, 6, 5, 4, 3, 2)  # bits of the same packing everywhere, tried first
+UNIFORM = tuple(how for how in CANDIDATES if how.mode == "affine")
 
 Choice = dict[str, Option]
 Progress = Callable[[int, int], None]
@@ -107,19 +108,22 @@ class Joint:
 
 
 def uniform(options: Options, budget: float) -> Choice | None:
-    """Return the finest of UNIFORM, everywhere, that keeps the budget; smaller matrices stay as they are."""
-    for bits in UNIFORM:
-        choice = {path: _at(some, bits) for path, some in options.items()}
+    """Return the finest affine packing, everywhere, that keeps the budget; what is smaller stays as it is."""
+    for how in sorted(UNIFORM, key=lambda how: -how.bits_per_weight):
+        choice = {path: _at(some, how) for path, some in options.items()}
         if _bits(choice) <= budget:
             return choice
     return None
 
 
-def _at(options: Sequence[Option], bits: int) -> Option:
-    """Return the affine option of so many bits, or the matrix as it is where that is smaller."""
-    as_it_is = options[0]
-    fitting = [each for each in options if each.how and each.how.mode == "affine" and each.how.bits == bits]
-    return fitting[0] if fitting else as_it_is
+def _at(options: Sequence[Option], how: Quantization) -> Option:
+    """Return the finest affine option that is no finer than a packing, or the matrix as it is."""
+    fitting = [
+        each
+        for each in options
+        if each.how and each.how.mode == "affine" and each.how.bits_per_weight <= how.bits_per_weight
+    ]
+    return max(fitting, key=lambda each: each.bits, default=options[0])
 
 
 def _bits(choice: Mapping[str, Option]) -> float:
@@ -226,7 +230,20 @@ def choose(
         if progress:
             progress(done, (1 + SWEEPS) * len(loaded.plain))
 
-    options, budget = limits(source, measure(loaded, passages, step), bits_per_weight)
+    return choose_from(loaded, source, passages, measure(loaded, passages, step), bits_per_weight, step=step)
+
+
+def choose_from(
+    loaded: Loaded,
+    source: WeightSource,
+    passages: Sequence[Passage],
+    measured: Options,
+    bits_per_weight: float,
+    *,
+    step: Callable[[], None] = lambda: None,
+) -> dict[str, Quantization]:
+    """Do what `choose` does with effects that were measured already."""
+    options, budget = limits(source, measured, bits_per_weight)
     starts = (allocate(options, budget), uniform(options, budget))
     chosen = improve(Joint(loaded, passages), options, [start for start in starts if start], budget, step)
     loaded.restore(loaded.plain)
