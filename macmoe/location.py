@@ -21,7 +21,7 @@ ADAPTERS = {
     "adapter_config.json": "a LoRA adapter of PEFT or mlx-lm",
     "adapter.json": "a LoRA adapter of macmoe",
 }
-EVERYTHING = ("*.json", "*.safetensors", "*.txt", "*.jinja", "LICENSE")
+EVERYTHING = ("*.json", "model*.safetensors", "*.txt", "*.jinja", "LICENSE")
 
 
 def cache_folder() -> Path | None:
@@ -91,20 +91,37 @@ def download(repo: str, files: tuple[str, ...], *, kind: str = "model") -> Path:
         CheckpointError: There is no such repository, or the hub cannot be reached.
     """
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - half a second that local models need not pay
-    from huggingface_hub.errors import (  # noqa: PLC0415
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub.utils import disable_progress_bars  # noqa: PLC0415
 
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     try:
         below = ["*/*"] if kind == "model" else None
-        folder = snapshot_download(repo, repo_type=kind, allow_patterns=list(files), ignore_patterns=below)
-        return Path(folder)
-    except GatedRepoError:
-        reason = "access must be asked for on its page, then log in with `hf auth login`"
-    except RepositoryNotFoundError:
-        reason = f"the hub has no such {kind}, or it is private"
-    except (LocalEntryNotFoundError, OSError) as error:
-        reason = f"the hub cannot be reached and no copy is on this machine ({type(error).__name__})"
-    raise CheckpointError(f"{repo}: not a folder here, and {reason}")
+        return Path(
+            snapshot_download(repo, repo_type=kind, allow_patterns=list(files), ignore_patterns=below)
+        )
+    except Exception as error:
+        reason = _reason(error, kind)
+        if reason is None:
+            raise
+        raise CheckpointError(f"{repo}: not a folder here, and {reason}") from None
+
+
+def _reason(error: Exception, kind: str) -> str | None:
+    """Say why a download failed, and what to do; None: for no reason that a network or a disk gives."""
+    from huggingface_hub import errors  # noqa: PLC0415
+    from huggingface_hub.constants import HF_HUB_OFFLINE  # noqa: PLC0415
+
+    away = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else "the hub cannot be reached"
+    reasons: dict[type[Exception], str] = {
+        errors.GatedRepoError: "access must be asked for on its page, then log in with `hf auth login`",
+        errors.RepositoryNotFoundError: f"the hub has no such {kind}, or it is private",
+        errors.IncompleteSnapshotError: f"{away}, and the copy on this machine is not complete; with a "
+        "network, the same command downloads the rest",
+        errors.LocalEntryNotFoundError: f"{away} and no copy is on this machine",
+        errors.HfHubHTTPError: f"the hub answered with an error ({type(error).__name__}); try again later",
+        OSError: f"it cannot be downloaded ({error}); the same command continues it",
+    }
+    broken = errors.HfHubHTTPError.__mro__[1]  # of whatever client the library uses
+    reasons[broken] = f"the download broke off ({type(error).__name__}); the same command continues it"
+    return next((reason for kinds, reason in reasons.items() if isinstance(error, kinds)), None)

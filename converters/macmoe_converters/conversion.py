@@ -1,14 +1,16 @@
 """One conversion: a source folder, seen as a macmoe checkpoint. Nothing is computed before it is needed."""
 
+import hashlib
 import json
 import logging
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from macmoe.checkpoint import FLOAT32_ONLY, FORMAT_VERSION, parameters_of, warn_of_bad_weights
 from macmoe.config import Quantization
@@ -21,8 +23,8 @@ from macmoe_converters import deepseek_v3, gpt_oss, qwen3
 from macmoe_converters.packing import MXFP8, Tensor, decode, quantize
 from macmoe_converters.plan import Step, make_plan, settle_counts
 from macmoe_converters.quantizing import NORM, scale_dtype
-from macmoe_converters.recipes import KEEP, RECIPES, Recipe
-from macmoe_converters.rows import Rows, cast
+from macmoe_converters.recipes import KEEP, LEARNED, RECIPES, Recipe
+from macmoe_converters.rows import Rows, cast, held
 from macmoe_converters.rules import RuleTable, Shape
 from macmoe_converters.sink import (
     NOT_FINITE,
@@ -77,23 +79,6 @@ class Parameter:
         return {f"{self.path}.{part}": rows for part, rows in self.tensor.parts.items()}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
-    """What a written folder has to hold of one weight.
-
-    Attributes:
-        name: Its name there.
-        arrays: What is stored for it, by name.
-        weight: What that stands for.
-        exact: What it has to be close to; None if it has to be equal.
-    """
-
-    name: str
-    arrays: Mapping[str, Rows]
-    weight: Tensor
-    exact: Tensor | None
-
-
 class Conversion:
     """A source folder under macmoe's names; a `macmoe.checkpoint.WeightSource`.
 
@@ -103,10 +88,15 @@ class Conversion:
         config: config.json of the result; `quantization` lists every packed matrix.
         parameters: The parameters of the model, as they will be stored.
         infos: Types and shapes of the resulting tensors, by name.
+        learned: Scales and biases that were learned, by name.
     """
 
     def __init__(
-        self, folder: Path, recipe: str = KEEP, packings: Mapping[str, Quantization] | None = None
+        self,
+        folder: Path,
+        recipe: str = KEEP,
+        packings: Mapping[str, Quantization] | None = None,
+        learned: Mapping[str, mx.array] | None = None,
     ) -> None:
         """Open a folder and check that it maps onto a model completely.
 
@@ -114,6 +104,7 @@ class Conversion:
             folder: The source folder.
             recipe: A name of RECIPES, or a name for `packings`.
             packings: How matrices are packed, by path; instead of a recipe.
+            learned: Scales and biases that were learned, by name; they go before what packing gives.
 
         Raises:
             UsageError: There is no such recipe.
@@ -121,8 +112,10 @@ class Conversion:
             CheckpointError: The weights are missing or damaged.
             ConversionError: Tensors and model do not fit together.
         """
-        if packings is None and recipe not in RECIPES:
+        packs = recipe if learned is None else LEARNED.get(recipe, "")
+        if packings is None and packs not in RECIPES:
             raise UsageError(f"no recipe '{recipe}'; there are {', '.join(RECIPES)}")
+        self.learned = dict(learned or {})
         self._source = source = Source(folder)
         self.folder, self.layout = source.folder, source.layout
         where = str(self.folder / "config.json")
@@ -136,7 +129,7 @@ class Conversion:
         self._steps = make_plan(table, source.names, self._shapes, config, str(self.folder))
         self._recipe = Recipe(
             name=recipe,
-            table=RECIPES.get(recipe, {}),
+            table=RECIPES.get(packs, {}),
             paths=packings or {},
             layers=config["num_hidden_layers"],
         )
@@ -188,10 +181,25 @@ class Conversion:
             tensor = decode(tensor, "the model computes with it unpacked")
         elif how := self._recipe(path):
             small = quantize(tensor, how, self._scale_dtype)
-            return Parameter(
-                name=name, tensor=small, exact=tensor if small.packing != tensor.packing else None
-            )
+            if small.packing != tensor.packing:
+                return Parameter(name=name, tensor=self._taught(path, small), exact=tensor)
+            return Parameter(name=name, tensor=small)
         return Parameter(name=name, tensor=tensor)
+
+    def _taught(self, path: str, tensor: Tensor) -> Tensor:
+        """Give a packed matrix the scales and biases that were learned for it.
+
+        Raises:
+            ConversionError: They are of another model.
+        """
+        parts = dict(tensor.parts)
+        for part in ("scales", "biases"):
+            array = self.learned.get(f"{path}.{part}")
+            if array is not None:
+                if array.shape != parts[part].shape:
+                    raise ConversionError(f"{self.folder}: {path}.{part} was learned for another model")
+                parts[part] = held(array, parts[part].dtype)
+        return replace(tensor, parts=parts)
 
     def _convert(self) -> Iterator[Parameter]:
         for step in self._steps:
@@ -263,37 +271,17 @@ class Conversion:
 
     def _options(self, shard_bytes: int) -> dict[str, Any]:
         """Return what a resumed conversion must have in common with the one that was stopped."""
+        learned = {name: hash_of(array) for name, array in sorted(self.learned.items())}
         return {
+            "learned": hashlib.sha256(json.dumps(learned).encode()).hexdigest() if learned else "",
             "shard_bytes": shard_bytes,
             "modified": self._source.modified,
             "packings": {path: how.entry() for path, how in self._recipe.paths.items()},
         }
 
-    def _target(self, to: str) -> Target:
+    def target(self, to: str) -> Target:
+        """Return how another layout is written."""
         return Target(family=self._family, layout=to, table=TABLES[self._family], config=self.config)
-
-    def claims(self, to: str = MACMOE) -> Iterator[Claim]:
-        """Yield what a written folder has to hold, weight by weight."""
-        if to == MACMOE:
-            for each in self.parameters:
-                yield Claim(name=each.name, arrays=each.arrays, weight=each.tensor, exact=each.exact)
-            return
-        target = self._target(to)
-        written, exact = (
-            target.weights(parameters)
-            for parameters in (
-                {each.name: each.tensor for each in self.parameters},
-                {each.name: each.exact or each.tensor for each in self.parameters},
-            )
-        )
-        for each, before in zip(written, exact, strict=True):
-            lossy = each.packing is not None and each.packing != before.packing
-            yield Claim(
-                name=each.name,
-                arrays={name: stored.rows for name, stored in each.tensors.items()},
-                weight=each.weight,
-                exact=before.weight if lossy else None,
-            )
 
     def _written_backwards(self, shard_bytes: int, to: str) -> Output:
         """Return the files of a folder in another layout."""
@@ -304,7 +292,7 @@ class Conversion:
                 "the hub's layout has no packings of MLX, so nothing would stay quantized there; leave "
                 "--quantize out, or write --to mlx-lm"
             )
-        target = self._target(to)
+        target = self.target(to)
         weights = target.weights({parameter.name: parameter.tensor for parameter in self.parameters})
         shards = plan_shards([weight.tensors for weight in weights], shard_bytes)
         return Output(
@@ -357,6 +345,11 @@ class Conversion:
             hashes=hashes,
             progress=progress,
         )
+
+
+def hash_of(array: mx.array) -> str:
+    """Return a hash of an array's bytes."""
+    return hashlib.sha256(np.array(mx.contiguous(array).view(mx.uint8)).tobytes()).hexdigest()
 
 
 def _stored(parameter: Parameter, name: str, rows: Rows) -> Stored:

@@ -6,15 +6,16 @@ tried as whole models: what the effects say, and the same packing everywhere. Th
 moves: a matrix gets its next finer packing, others get coarser ones to pay for it. All moves are measured
 singly, then tried in the order of what they promise, and kept if the whole model comes closer to what it was.
 
-"Closer" is the mean over passages of log KL: texts of which a model is sure, with small divergences, count as
-much as others. docs/decisions/0012 has the reasons and figures.
+The distance is the mean over passages of KL, in units of that of the first choice: texts of which a model is
+sure, where all divergences are small, count as much as others. docs/decisions/0012 has reasons and figures.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from statistics import fmean
-from typing import Any
+from typing import cast
 
 import mlx.core as mx
 
@@ -24,6 +25,7 @@ from macmoe.families import Model
 from macmoe.scoring import divergence
 from macmoe_converters.quantizing import pack, unpack
 from macmoe_converters.sensitivity import (
+    CANDIDATES,
     PREDICTION,
     TINY,
     Loaded,
@@ -37,7 +39,7 @@ from macmoe_converters.sensitivity import (
 )
 
 SWEEPS = 3  # of measuring all moves; later ones find little
-UNIFORM = (8, 6, 5, 4, 3, 2)  # bits of the same packing everywhere, tried first
+UNIFORM = tuple(how for how in CANDIDATES if how.mode == "affine")
 
 Choice = dict[str, Option]
 Progress = Callable[[int, int], None]
@@ -70,13 +72,14 @@ class Joint:
 
     Attributes:
         chosen: The option of every matrix.
-        cost: Mean over the passages of log KL(model || packed model).
+        cost: Mean over the passages of KL(model || packed model), in units of what it was at first.
     """
 
     def __init__(self, loaded: Loaded, passages: Sequence[Passage]) -> None:
         self._loaded, self._passages = loaded, passages
         self._expected = loaded.predictions(passages)
         mx.eval(self._expected)
+        self._units: list[float] = []
         self.chosen: Choice = {}
         self.cost = 0.0
 
@@ -97,29 +100,30 @@ class Joint:
 
     def _measure(self) -> float:
         found = divergence(self._expected, self._loaded.predictions(self._passages))
-        logs, begin = [], 0
-        for passage in self._passages:
-            end = begin + len(passage.tokens) - passage.begin
-            mean: Any = found[begin:end].mean().item()
-            logs.append(math.log(max(mean, TINY)))
-            begin = end
-        return fmean(logs)
+        lengths = [len(each.tokens) - each.begin for each in self._passages]
+        pieces = mx.split(found, list(accumulate(lengths))[:-1])
+        means = [cast("float", piece.mean().item()) for piece in pieces]
+        self._units = self._units or [max(mean, TINY) for mean in means]
+        return fmean(mean / unit for mean, unit in zip(means, self._units, strict=True))
 
 
 def uniform(options: Options, budget: float) -> Choice | None:
-    """Return the finest of UNIFORM, everywhere, that keeps the budget; smaller matrices stay as they are."""
-    for bits in UNIFORM:
-        choice = {path: _at(some, bits) for path, some in options.items()}
+    """Return the finest affine packing, everywhere, that keeps the budget; what is smaller stays as it is."""
+    for how in sorted(UNIFORM, key=lambda how: -how.bits_per_weight):
+        choice = {path: _at(some, how) for path, some in options.items()}
         if _bits(choice) <= budget:
             return choice
     return None
 
 
-def _at(options: Sequence[Option], bits: int) -> Option:
-    """Return the affine option of so many bits, or the matrix as it is where that is smaller."""
-    as_it_is = options[0]
-    fitting = [each for each in options if each.how and each.how.mode == "affine" and each.how.bits == bits]
-    return fitting[0] if fitting else as_it_is
+def _at(options: Sequence[Option], how: Quantization) -> Option:
+    """Return the finest affine option that is no finer than a packing, or the matrix as it is."""
+    fitting = [
+        each
+        for each in options
+        if each.how and each.how.mode == "affine" and each.how.bits_per_weight <= how.bits_per_weight
+    ]
+    return max(fitting, key=lambda each: each.bits, default=options[0])
 
 
 def _bits(choice: Mapping[str, Option]) -> float:
@@ -226,7 +230,20 @@ def choose(
         if progress:
             progress(done, (1 + SWEEPS) * len(loaded.plain))
 
-    options, budget = limits(source, measure(loaded, passages, step), bits_per_weight)
+    return choose_from(loaded, source, passages, measure(loaded, passages, step), bits_per_weight, step=step)
+
+
+def choose_from(
+    loaded: Loaded,
+    source: WeightSource,
+    passages: Sequence[Passage],
+    measured: Options,
+    bits_per_weight: float,
+    *,
+    step: Callable[[], None] = lambda: None,
+) -> dict[str, Quantization]:
+    """Do what `choose` does with effects that were measured already."""
+    options, budget = limits(source, measured, bits_per_weight)
     starts = (allocate(options, budget), uniform(options, budget))
     chosen = improve(Joint(loaded, passages), options, [start for start in starts if start], budget, step)
     loaded.restore(loaded.plain)

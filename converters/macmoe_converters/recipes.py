@@ -69,6 +69,9 @@ RECIPES: dict[str, Table] = {
     "experts-nvfp4-rest8": {(EXPERTS,): NVFP4, (REST,): affine(8)},
 }
 
+# Recipes whose scales are learned -> the recipe that packs before.
+LEARNED = {"dwq4": "4bit"}
+
 
 def allows(path: str) -> bool:
     """Return whether a matrix may be packed with loss."""

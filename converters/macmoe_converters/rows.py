@@ -312,6 +312,12 @@ def several(
     return {name: Rows(info=info, read=partial(read, name)) for name, info in infos.items()}
 
 
+def held(array: mx.array, dtype: str) -> Rows:
+    """Return an array that is in memory, as another type if need be."""
+    whole = from_mlx(array.astype(DTYPES[dtype]), dtype)
+    return Rows(info=TensorInfo(dtype=dtype, shape=array.shape), read=lambda begin, end: whole[begin:end])
+
+
 def to_mlx(array: Array, dtype: str) -> mx.array:
     """Return the values of a numpy array that carries this type."""
     moved = mx.array(np.ascontiguousarray(array).reshape(array.shape))  # numpy gives scalars an axis

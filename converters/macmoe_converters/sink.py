@@ -245,7 +245,12 @@ def is_finished(output: Output, out: Path) -> bool:
     return all(marker.get(key) == value for key, value in output.marker.items())
 
 
-def _check_target(out: Path, source: Path, *, force: bool) -> None:
+def check_target(out: Path, source: Path, *, force: bool) -> None:
+    """Refuse an output that is the source, or exists.
+
+    Raises:
+        UsageError: It is, or does.
+    """
     if out.resolve() == source.resolve():
         raise UsageError(f"{out}: source and output are the same folder; choose another output")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
@@ -304,7 +309,7 @@ def write_output(
     if resume and is_finished(output, out):
         draft.remove()
         return
-    _check_target(out, source, force=force)
+    check_target(out, source, force=force)
     try:
         _check_space(output, out)
         with draft.open(resume=resume, restart=force and not resume):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from macmoe.checkpoint import MARKER
 from macmoe.config import Quantization, load_json
 from macmoe.errors import CheckpointError
 from macmoe.shards import Shards
-from macmoe_converters.conversion import MACMOE, Claim, Conversion
+from macmoe_converters.conversion import MACMOE, Conversion
 from macmoe_converters.packing import Tensor, decode, packed
 from macmoe_converters.rows import Array, Rows, cast, stored
 from macmoe_converters.sink import Progress
@@ -45,12 +46,49 @@ def bound(how: Quantization, groups: Array) -> Array:
     return largest * FLOAT_BOUNDS[how.mode] + np.abs(groups).max(initial=0) * UNDERFLOW
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """What a written folder has to hold of one weight.
+
+    Attributes:
+        name: Its name there.
+        arrays: What is stored for it, by name.
+        weight: What that stands for.
+        exact: What it has to be close to; None if it has to be equal, as what was learned has to be.
+    """
+
+    name: str
+    arrays: Mapping[str, Rows]
+    weight: Tensor
+    exact: Tensor | None
+
+
+def claims(conversion: Conversion, to: str = MACMOE) -> Iterator[Claim]:
+    """Yield what a folder that a conversion wrote has to hold, weight by weight."""
+    if to == MACMOE:
+        for each in conversion.parameters:
+            exact = None if conversion.learned else each.exact
+            yield Claim(name=each.name, arrays=each.arrays, weight=each.tensor, exact=exact)
+        return
+    target = conversion.target(to)
+    written = target.weights({each.name: each.tensor for each in conversion.parameters})
+    before = target.weights({each.name: each.exact or each.tensor for each in conversion.parameters})
+    for each, other in zip(written, before, strict=True):
+        lossy = each.packing not in (None, other.packing) and not conversion.learned
+        yield Claim(
+            name=each.name,
+            arrays={name: stored.rows for name, stored in each.tensors.items()},
+            weight=each.weight,
+            exact=other.weight if lossy else None,
+        )
+
+
 class Verifier:
     """Compares a written folder, in a layout, with the conversion that made it."""
 
     def __init__(self, conversion: Conversion, out: Path, to: str) -> None:
         self._conversion, self._out = conversion, out
-        self._output, self._claims = conversion.output(to=to), list(conversion.claims(to))
+        self._output, self._claims = conversion.output(to=to), list(claims(conversion, to))
         self._shards = Shards(out)
 
     def _fail(self, name: str, why: str) -> CheckpointError:

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import click
 
+from macmoe.cli.learning import open_learned
 from macmoe.cli.quality import open_within, write_quality
 from macmoe.cli.terminal import note, progress_bar, size, table
 from macmoe.errors import UsageError
 from macmoe.location import find_model
-from macmoe_converters import KEEP, RECIPES, Conversion, open_conversion
+from macmoe_converters import KEEP, LEARNED, RECIPES, Conversion, open_conversion
 from macmoe_converters.conversion import MACMOE
 from macmoe_converters.sink import SHARD_BYTES, free_bytes, is_finished
 from macmoe_converters.targets import ENCODERS
@@ -47,7 +48,7 @@ class Bytes(click.ParamType):
 @click.option(
     "--quantize",
     "recipe",
-    type=click.Choice(list(RECIPES)),
+    type=click.Choice([*RECIPES, *LEARNED]),
     default=KEEP,
     show_default=True,
     help="How plain matrices are packed; packed ones are repacked bit for bit.",
@@ -65,7 +66,7 @@ class Bytes(click.ParamType):
 @click.option(
     "--calibration",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Text on which --bits-per-weight measures the needs; otherwise what the model writes itself.",
+    help="Text for --bits-per-weight and dwq4; otherwise what the model writes itself.",
 )
 @click.option(
     "--report", "report_file", type=click.Path(path_type=Path), help="Write errors to this JSON file."
@@ -110,9 +111,12 @@ def command(
     )
     begin = time.monotonic()
     folder = find_model(source)
-    conversion = (
-        open_within(folder, budget, calibration) if budget else open_conversion(folder, recipe=recipe)
-    )
+    if budget:
+        conversion = open_within(folder, budget, calibration)
+    elif recipe in LEARNED and out and not dry_run:
+        conversion = open_learned(folder, recipe, calibration, out, resume=resume, force=force)
+    else:  # what is learned changes no size
+        conversion = open_conversion(folder, recipe=LEARNED.get(recipe, recipe))
     if conversion.layout == to == MACMOE and conversion.recipe == KEEP:
         raise UsageError(
             f"{source}: is a macmoe checkpoint already; use it as it is, or pack it smaller with --quantize"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from macmoe.chat.messages import Message
@@ -36,11 +37,14 @@ TEXT_TOKENS = 512
 
 
 def own_words(session: Session) -> list[Passage]:
-    """Return what a model answers to prompts, the same each time; the prompts themselves do not count."""
-    sampler = Sampler(SamplingOptions(temperature=1.0, seed=0))
+    """Return what a model answers to prompts, the same each time; the prompts themselves do not count.
+
+    Each is answered twice: with the most probable tokens, and with drawn ones.
+    """
+    samplers = [Sampler(SamplingOptions(temperature=each, seed=0)) for each in (0.0, 1.0)]
     stops = session.format.stop_ids(session.tokenizer) | session.defaults.stop_ids
     passages = []
-    for prompt in PROMPTS:
+    for prompt, sampler in product(PROMPTS, samplers):
         asked = session.tokenizer.encode_segments(session.format.render([Message("user", prompt)]))
         answer = generate(session.model, asked, sampler, max_tokens=ANSWER_TOKENS, stop_ids=stops)
         tokens = [*asked, *(token.id for token in answer)]

@@ -79,6 +79,26 @@ class StackedLinear(nn.Module):
         if bias:
             self.bias = mx.zeros((stack, outputs))
 
+    @property
+    def bits(self) -> int:
+        """Bits of a code, under the name that MLX's packed modules give it; so too the next two."""
+        return self._packing().bits
+
+    @property
+    def group_size(self) -> int:
+        """Weights that share a scale."""
+        return self._packing().group_size
+
+    @property
+    def mode(self) -> str:
+        """The kind of packing."""
+        return self._packing().mode
+
+    def _packing(self) -> Quantization:
+        if self.quantization is None:
+            raise AttributeError("this matrix is not packed")
+        return self.quantization
+
     def pack(self, how: Quantization) -> None:
         """Replace the weight by empty packed arrays."""
         for name, array in packed_arrays(self.weight.shape, how).items():

@@ -29,9 +29,9 @@ from macmoe.sampling import Sampler, SamplingOptions
 from macmoe.scoring import compare
 from macmoe.session import Session
 from macmoe_converters import KEEP, RECIPES, Conversion, open_conversion
-from macmoe_converters.exchange import choose
+from macmoe_converters.exchange import choose_from
 from macmoe_converters.packing import decode
-from macmoe_converters.sensitivity import Passage
+from macmoe_converters.sensitivity import Loaded, Passage, measure
 from tests.assets.questions import Question, questions, read_answer
 
 HUB = Path(__file__).parents[1] / "assets" / "hub"
@@ -110,10 +110,11 @@ def conversions(folder: Path, session: Session) -> Iterator[Conversion]:
     for recipe in RECIPES:
         yield open_conversion(folder, recipe=recipe)
     kept = open_conversion(folder)
-    calibration = own_words(session)
+    calibration, loaded = own_words(session), Loaded.of(session.model, kept)
+    measured = measure(loaded, calibration)
     four = bits(open_conversion(folder, recipe="4bit"))
     for budget in sorted({*BUDGETS, math.floor(1000 * four) / 1000}, reverse=True):
-        packings: Mapping[str, Quantization] = choose(session.model, kept, calibration, budget)
+        packings: Mapping[str, Quantization] = choose_from(loaded, kept, calibration, measured, budget)
         yield open_conversion(folder, recipe=f"--bits-per-weight {budget:g}", packings=packings)
 
 

@@ -16,7 +16,7 @@ from macmoe.errors import UsageError
 from macmoe.families import family_of
 from macmoe.session import load_model
 from macmoe.tokenizer import Tokenizer
-from macmoe_converters import open_conversion
+from macmoe_converters import exchange, open_conversion
 from macmoe_converters.exchange import choose
 from macmoe_converters.quality import losses
 from macmoe_converters.recipes import affine
@@ -25,6 +25,12 @@ from tests.conftest import ROOT
 
 HUB = ROOT / "tests" / "assets" / "hub"
 TOKENS = Tokenizer.from_folder(HUB / "qwen3").encode("What is 17 + 25? 7+5=12, 1+2+1=4, so it is 42.")
+
+
+@pytest.fixture(autouse=True)
+def one_sweep(monkeypatch):
+    monkeypatch.setattr(exchange, "SWEEPS", 1)
+
 
 points = st.lists(
     st.tuples(st.integers(1, 60), st.floats(0, 10)).map(
