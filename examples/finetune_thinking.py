@@ -1,21 +1,26 @@
-"""Teach a tiny model a new skill with thinking: the sum of the digits of a number.
+"""Teach a tiny model a new operation with thinking: a # b = a + 2b, worked digit by digit.
 
-A few worked examples train a first adapter. With it the model answers many new questions, and only replies
-that are right are kept (rejection sampling). They train the next adapter, which is better than the last one.
-Replies of the untouched model to old questions, with and without thinking, keep what it knew.
+The model can add, but `#` means nothing to it. A few worked examples train a first adapter. With it the
+model answers many new questions, and only replies whose answer is right are kept (rejection sampling
+against an exact verifier). They train the second adapter, on the untouched model, with as many updates and
+as many samples as the first: it sees more questions, not more of them. Right replies of the untouched model
+to old questions, with and without thinking, are mixed in, so that it keeps what it knew and both modes;
+samples of both modes share the rows of a batch. No question of the exams shares its numbers with one that
+was learnt.
 
-Without arguments everything is small, to see it run. `--full` takes about twenty minutes on two busy cores of
-a CPU. Both end with a table: right answers and modes kept, before and after.
+Without arguments everything is small, to see it run; `--full` is the real thing, minutes to a model. Both end
+with a table: right answers with and without thinking, and how often the mode was kept.
 """
 
 import argparse
 import json
 import random
 import tempfile
+import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 
 import macmoe
@@ -29,11 +34,23 @@ from macmoe.tuning.prepare import DataOptions
 from macmoe.tuning.run import open_run
 from macmoe.tuning.verifiers import open_verifier
 
-NEW = ("What is the digit sum of {}?", "Add the digits of {}.", "Find the sum of the digits of {}.")
-OLD = {"+": ("What is {} + {}?", "Add {} and {}."), "-": ("What is {} - {}?", "Take {1} away from {0}.")}
-NAMES = ("before", "worked examples", "distilled, round {}")
+NEW = ("What is {} # {}?", "{} # {}", "Find {} # {}.", "How much is {} # {}?")
+# What the model knows: wording, and the answer from three numbers and a digit.
+OLD: tuple[tuple[str, Callable[[int, int, int, int], int | str]], ...] = (
+    ("What is {} + {}?", lambda a, b, *_: a + b),
+    ("Add {} and {}.", lambda a, b, *_: a + b),
+    ("What is {} - {}?", lambda a, b, *_: a - b),
+    ("There were {} birds and {} flew away. How many are left?", lambda a, b, *_: a - b),
+    ("What is {0} * {3}?", lambda a, _b, _c, d: a * d),
+    ("Which is larger, {} or {}?", lambda a, b, *_: max(a, b)),
+    ("Is {1} greater than {0}?", lambda a, b, *_: "yes" if b > a else "no"),
+    ("What is {} + {} + {}?", lambda a, b, c, _d: a + b + c),
+    ("What is {0} * {3} - {1}?", lambda a, b, _c, d: a * d - b),
+)
 MODES: tuple[Thinking, ...] = ("on", "off")
 EXACT = open_verifier("exact")
+MAX_TOKENS = 160
+COLUMNS = ("new, thinking", "new, direct", "old, thinking", "old, direct", "modes kept")
 
 
 @dataclass(frozen=True)
@@ -42,110 +59,145 @@ class Sizes:
 
     worked: int
     asked: int
-    replayed: int
+    # New samples in a training set: the worked examples are repeated, the distilled ones repeated or cut.
+    taught: int
+    # Old questions, asked with thinking and without: what is computed without a working is forgotten first.
+    replayed: tuple[int, int]
     exam: int
-    # Of each adapter: the first learns the worked examples, the others what the one before it got right.
-    updates: tuple[int, ...]
+    updates: int
+    rows: int
 
 
-QUICK = Sizes(worked=4, asked=4, replayed=2, exam=2, updates=(1, 1))
-FULL = Sizes(worked=100, asked=400, replayed=200, exam=100, updates=(150, 200))
+QUICK = Sizes(worked=4, asked=4, taught=4, replayed=(2, 2), exam=2, updates=1, rows=2)
+FULL = Sizes(worked=24, asked=600, taught=400, replayed=(600, 2000), exam=200, updates=120, rows=6)
+
+
+def is_held_out(*numbers: int) -> bool:
+    """Tell whether questions about these numbers are for exams only."""
+    return zlib.crc32(repr(sorted(numbers)).encode()) % 5 == 0
+
+
+def number(rng: random.Random, fewest: int, most: int) -> int:
+    """Draw a number of so many digits, above zero."""
+    digits = rng.randint(fewest, most)
+    return rng.randrange(10 ** (digits - 1), 10**digits)
+
+
+def sum_of(a: int, b: int) -> list[str]:
+    """Write an addition down as the model has learnt it."""
+    lines, carry = [f"{a}+{b}"], 0
+    for place in range(max(len(str(a)), len(str(b)))):
+        x, y = a // 10**place % 10, b // 10**place % 10
+        lines.append(f"{x}+{y}+1={x + y + 1}" if carry else f"{x}+{y}={x + y}")
+        carry = (x + y + carry) // 10
+    return [*lines, f"={a + b}"]
+
+
+def row(prompt: str, answer: int | str, **more: str) -> dict[str, str]:
+    """Return a question with its answer as a row of a data set."""
+    return {"prompt": prompt, "completion": f"The answer is {answer}.", **more}
 
 
 def new_questions(seed: str, *, held_out: bool) -> Iterator[dict[str, str]]:
-    """Yield questions about digit sums, with the working and the answer; none is in both halves."""
+    """Yield questions about the new operation, with the working and the answer."""
     rng = random.Random(seed)  # noqa: S311 - questions, not secrets
     while True:
-        number = str(rng.randrange(10, 10 ** rng.randint(3, 5)))
-        if (zlib.crc32(number.encode()) % 5 == 0) == held_out:
-            total, lines = int(number[0]), [number]
-            for digit in number[1:]:
-                lines.append(f"{total}+{digit}={total + int(digit)}")
-                total += int(digit)
-            yield {
-                "prompt": rng.choice(NEW).format(number),
-                "completion": f"The answer is {total}.",
-                "reasoning": "\n".join([*lines, f"={total}"]),
-            }
+        a, b = number(rng, 1, 3), number(rng, 1, 3)
+        if is_held_out(a, b) == held_out:
+            working = "\n".join([*sum_of(a, b), *sum_of(a + b, b)])
+            yield row(rng.choice(NEW).format(a, b), a + b + b, reasoning=working)
 
 
 def old_questions(seed: str, *, held_out: bool) -> Iterator[dict[str, str]]:
-    """Yield sums and differences, which the model knows, with their answers."""
+    """Yield questions of the kinds that the model knows, with the answer."""
     rng = random.Random(seed)  # noqa: S311 - questions, not secrets
     while True:
-        b, a = sorted(rng.randrange(10 ** rng.randint(1, 4)) for _ in range(2))
-        operator = rng.choice("+-")
-        if (zlib.crc32(f"{a} {b}".encode()) % 5 == 0) == held_out:
-            answer = a + b if operator == "+" else a - b
-            prompt = rng.choice(OLD[operator]).format(a, b)
-            yield {"prompt": prompt, "completion": f"The answer is {answer}."}
+        digits = rng.choice(((1, 2), (3, 4)))
+        c, b, a = sorted(number(rng, *digits) for _ in range(3))
+        text, answer = rng.choice(OLD)
+        if a != b and is_held_out(a) == held_out:  # every question names the largest
+            numbers = (a, b, c, rng.randint(2, 9))
+            yield row(text.format(*numbers), answer(*numbers))
 
 
 def write(path: Path, rows: Iterable[dict[str, str]]) -> Path:
     """Write JSON lines."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(line) + "\n" for line in rows))
     return path
 
 
-def ask(session: macmoe.Session, questions: Path, out: Path, thinking: Thinking) -> Path:
-    """Let the model make samples: of four replies to a question the first that is right."""
-    options = DistillOptions(
-        thinking=thinking, block=50, max_tokens=200, sampling=SamplingOptions(temperature=0.8, seed=0)
-    )
+def ask(session: macmoe.Session, questions: Path, out: Path, options: DistillOptions) -> Path:
+    """Let the model make samples: right replies to questions."""
     tally = distill(session, read_dataset(str(questions)).records, EXACT, options, out)
-    print(f"{out.name}: {tally.solved} of {tally.questions} questions solved in {tally.tries} tries")
+    print(
+        f"{out.name}: {tally.solved} of {tally.questions} questions solved in {tally.tries} tries", flush=True
+    )
     return out
 
 
-def train(model: str, data: list[Path], out: Path, updates: int) -> Path:
-    """Train an adapter on everything in some files."""
+def replay(session: macmoe.Session, mode: Thinking, count: int, folder: Path) -> Path:
+    """Return what the model replies to old questions, where that is right."""
+    known = write(folder / f"known_{mode}.jsonl", islice(old_questions("known", held_out=False), count))
+    greedy = DistillOptions(
+        thinking=mode, tries=1, block=200, max_tokens=MAX_TOKENS, sampling=SamplingOptions(temperature=0)
+    )
+    return ask(session, known, folder / f"replayed_{mode}.jsonl", greedy)
+
+
+def train(model: str, new: Path, replayed: list[Path], out: Path, sizes: Sizes) -> Path:
+    """Train an adapter on new samples, always the same number, and on the old ones."""
+    samples = new.read_text().splitlines(keepends=True)
+    lines = [*islice(cycle(samples), sizes.taught), *(path.read_text() for path in replayed)]
     joined = out.with_suffix(".jsonl")
-    joined.write_text("".join(path.read_text() for path in data))
+    joined.write_text("".join(lines))
     run = RunOptions(
         model=model,
         out=out,
         data=DataOptions(data=str(joined), max_length=256),
-        lora=LoraOptions(targets=("attention", "experts")),
-        train=TrainOptions(steps=updates, rows=4, learning_rate=2.5e-3, warmup=5, recompute=False),
+        lora=LoraOptions(targets=("attention", "mlp", "shared_experts", "experts"), rank=16),
+        train=TrainOptions(
+            steps=sizes.updates, rows=sizes.rows, learning_rate=5e-4, final_share=0.02, recompute=False
+        ),
     )
     trainer, _ = open_run(run, lambda _: None)
     trainer.run()
     return out
 
 
-def report(name: str, session: macmoe.Session, exams: dict[str, Path], limit: int) -> None:
-    """Print a row of the table: right answers with and without thinking, and how often the mode was kept."""
-    cells = []
-    for path in exams.values():
-        results = examine(session, read_dataset(str(path)).records, MODES, EXACT, max_tokens=200, batch=limit)
-        cells += [results[mode].correct or 0.0 for mode in results]
-        cells += [min(result.followed for result in results.values())]
+def report(name: str, session: macmoe.Session, exams: list[Path], limit: int) -> None:
+    """Print a row of the table."""
+    results = []
+    for path in exams:
+        records = read_dataset(str(path)).records
+        results += examine(session, records, MODES, EXACT, max_tokens=MAX_TOKENS, batch=limit).values()
+    cells = [result.correct or 0.0 for result in results] + [min(result.followed for result in results)]
     print(f"| {name} |" + "|".join(f" {cell:.1%} " for cell in cells) + "|", flush=True)
 
 
 def teach(model: str, sizes: Sizes, folder: Path) -> None:
     """Run all steps in a folder and print the table."""
+    begin = time.monotonic()
     session = macmoe.load(model)
     worked = write(folder / "worked.jsonl", islice(new_questions("worked", held_out=False), sizes.worked))
     asked = write(folder / "asked.jsonl", islice(new_questions("asked", held_out=False), sizes.asked))
-    known = write(folder / "known.jsonl", islice(old_questions("known", held_out=False), sizes.replayed))
-    exams = {
-        "new": write(folder / "exam_new.jsonl", islice(new_questions("exam", held_out=True), sizes.exam)),
-        "old": write(folder / "exam_old.jsonl", islice(old_questions("exam", held_out=True), sizes.exam)),
-    }
-    replayed = [ask(session, known, folder / f"replayed_{mode}.jsonl", mode) for mode in MODES]
-    adapters: list[Path] = []
-    data = worked
-    for number, updates in enumerate(sizes.updates):
-        if adapters:
-            session.use_adapter(adapters[-1])
-            data = ask(session, asked, folder / f"distilled_{number}.jsonl", "on")
-        adapters.append(train(model, [data, *replayed], folder / f"adapter_{number}", updates))
-    print("| | new, thinking | new, direct | new, mode kept | old, thinking | old, direct | old, mode kept |")
-    print("|---|" + "---:|" * 6)
-    for number, adapter in enumerate([None, *adapters]):
+    exams = [
+        write(folder / "exam_new.jsonl", islice(new_questions("exam", held_out=True), sizes.exam)),
+        write(folder / "exam_old.jsonl", islice(old_questions("exam", held_out=True), sizes.exam)),
+    ]
+    replayed = [replay(session, *modes, folder) for modes in zip(MODES, sizes.replayed, strict=True)]
+    first = train(model, worked, replayed, folder / "first", sizes)
+    session.use_adapter(first)
+    sampled = DistillOptions(
+        block=100, max_tokens=MAX_TOKENS, sampling=SamplingOptions(temperature=0.8, seed=0)
+    )
+    distilled = ask(session, asked, folder / "distilled.jsonl", sampled)
+    second = train(model, distilled, replayed, folder / "second", sizes)
+    minutes = (time.monotonic() - begin) / 60
+    print("| |" + "|".join(f" {column} " for column in COLUMNS) + "|\n|---|" + "---:|" * len(COLUMNS))
+    for name, adapter in {"before": None, "worked examples": first, "distilled": second}.items():
         session.use_adapter(adapter)
-        report(NAMES[min(number, 2)].format(number - 1), session, exams, sizes.exam)
+        report(name, session, exams, sizes.exam)
+    print(f"{minutes:.1f} minutes without the exams")
 
 
 if __name__ == "__main__":

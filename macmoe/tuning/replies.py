@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from macmoe.chat.events import AnswerText, ThinkingText
 from macmoe.chat.messages import Segment
@@ -15,6 +17,11 @@ from macmoe.generate import check_prompt
 from macmoe.sampling import Sampler, SamplingOptions
 from macmoe.session import Session
 from macmoe.tuning.records import Question
+from macmoe.tuning.unpacking import Unpacked, keep_packed, unpack_products
+
+# Replies at once from which on a CPU unpacks the matrices for every token: its packed kernels take each row
+# for itself. On other devices reading the packed weights is what a token costs.
+UNPACKED_FROM = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,17 +61,35 @@ def ask(
         for question in questions
     ]
     stop_ids = chat.stop_ids(tokenizer) | session.defaults.stop_ids
-    written = generate_batch(
-        session.model,
-        [tokenizer.encode_segments(prompt) for prompt in prompts],
-        session.sampler(sampling),
-        max_tokens=max_tokens,
-        stop_ids=stop_ids,
-    )
+    with _fast_products(session.model, len(prompts)):
+        written = generate_batch(
+            session.model,
+            [tokenizer.encode_segments(prompt) for prompt in prompts],
+            session.sampler(sampling),
+            max_tokens=max_tokens,
+            stop_ids=stop_ids,
+        )
     return [
         _reply(session, prompt, ids, complete=ids[-1] in stop_ids)
         for prompt, ids in zip(prompts, written, strict=True)
     ]
+
+
+@contextmanager
+def _fast_products(model: nn.Module, rows: int) -> Iterator[None]:
+    """Let a model multiply so many rows by its packed matrices in the way that is fast here.
+
+    A model in training may have it so already, and keeps it then.
+    """
+    slow = mx.default_device() == mx.Device(mx.cpu) and rows >= UNPACKED_FROM
+    if not slow or any(isinstance(module, Unpacked) for module in model.modules()):
+        yield
+        return
+    unpack_products(model)
+    try:
+        yield
+    finally:
+        keep_packed(model)
 
 
 def generate_batch(

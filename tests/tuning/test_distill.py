@@ -11,10 +11,12 @@ import macmoe
 from macmoe.chat import Message
 from macmoe.errors import DatasetError, UsageError
 from macmoe.sampling import SamplingOptions
+from macmoe.tuning import replies
 from macmoe.tuning.data import read_dataset
 from macmoe.tuning.distill import DistillOptions, distill
 from macmoe.tuning.evaluation import examine, modes_of
 from macmoe.tuning.replies import Question, ask
+from macmoe.tuning.unpacking import keep_packed
 from macmoe.tuning.verifiers import open_verifier
 from tests.assets.questions import exam
 from tests.tuning.builders import record, teach, write_lines
@@ -182,3 +184,17 @@ def test_a_flag_is_a_mode_of_its_own(session):
     assert results["/think"].asked == 1
     with pytest.raises(DatasetError, match="no questions to examine"):
         examine(session, [], ("on",))
+
+
+@pytest.mark.parametrize("name", ["tiny:gpt-oss", "tiny:deepseek-v3"])
+def test_replies_are_the_same_where_matrices_are_unpacked_for_them(name, monkeypatch):
+    session = macmoe.load(name)
+    asked = [Question(messages=(Message("user", item.text),), thinking="on") for item in exam("fast", 4)]
+    modules = [type(module) for module in session.model.modules()]
+    packed = ask(session, asked, SamplingOptions(), 100)
+    exchanged = []
+    monkeypatch.setattr(replies, "UNPACKED_FROM", len(asked))
+    monkeypatch.setattr(replies, "keep_packed", lambda model: exchanged.append(model) or keep_packed(model))
+    assert ask(session, asked, SamplingOptions(), 100) == packed
+    assert exchanged == [session.model]
+    assert [type(module) for module in session.model.modules()] == modules
