@@ -6,6 +6,7 @@ verdict is kept per device, MLX version, kernel texts and form of the model.
 
 import hashlib
 import json
+import logging
 import math
 import statistics
 import time
@@ -26,6 +27,8 @@ from macmoe.nn.cache import ModelCache
 from macmoe.nn.moe import Experts
 from macmoe.nn.positions import Positions
 from macmoe.version import __version__
+
+logger = logging.getLogger(__name__)
 
 PAST = 40  # tokens in the cache of a check
 TOKENS = 5  # checked per layer, and timed
@@ -52,7 +55,12 @@ class Verdict:
     @property
     def right(self) -> bool:
         """Whether every sublayer is within the bound."""
-        return all(error <= self.bound for error in self.errors.values())
+        return not self.wrong
+
+    @property
+    def wrong(self) -> dict[str, float]:
+        """The errors beyond the bound."""
+        return {kind: error for kind, error in self.errors.items() if not error <= self.bound}
 
     @property
     def use(self) -> bool:
@@ -71,11 +79,24 @@ def decode_step(model: Model, cache: ModelCache) -> DecodeStep | None:
         return None
     if model.translation is None or model.translation[0] != identity(model):
         step = DecodeStep.of(model)
-        use = step is not None and remembered_verdict(model, step).use
+        use = step is not None and _accepted(remembered_verdict(model, step))
         for experts in mixtures(model):
             experts.use_kernels = use
         model.translation = (identity(model), step if use else None)
     return model.translation[1]
+
+
+def _accepted(verdict: Verdict) -> bool:
+    """Return whether to use the kernels; say so if they are wrong, which nobody expects."""
+    if verdict.wrong:
+        found = ", ".join(f"{kind} {error:.1e}" for kind, error in verdict.wrong.items())
+        logger.warning(
+            "kernels are not used for this model: their errors (%s) are beyond %.0e on this device; "
+            "plain operations give the same answers, slower (`macmoe doctor` has the details)",
+            found,
+            verdict.bound,
+        )
+    return verdict.use
 
 
 def mixtures(model: Model) -> list[Experts]:
@@ -125,7 +146,10 @@ def _form(model: Model) -> str:
     shapes = sorted({(str(array.shape), str(array.dtype)) for _, array in parameters})
     device = str(mx.device_info().get("device_name", mx.default_device()))
     facts = [device, version("mlx"), __version__, str(source.backend()), repr(model.config), repr(shapes)]
-    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:24]
+    digest = hashlib.sha256("\n".join(facts).encode())
+    for path in sorted(Path(source.__file__).parent.glob("*.py")):  # the kernels' texts
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:24]
 
 
 def examine(model: Model, step: DecodeStep) -> Verdict:

@@ -66,6 +66,16 @@ def test_self_check_accepts_right_kernels_and_refuses_wrong_ones(session_with_st
     assert mx.default_device() == mx.Device(mx.cpu)
 
 
+def test_a_refusal_for_errors_is_said_and_one_for_time_is_not(caplog):
+    fast, slow = {"seconds": 1.0, "plain_seconds": 2.0}, {"seconds": 2.0, "plain_seconds": 1.0}
+    assert not choice._accepted(choice.Verdict(errors={"sparse": 0.25}, bound=1e-4, **fast))
+    assert "sparse 2.5e-01" in caplog.text
+    caplog.clear()
+    assert not choice._accepted(choice.Verdict(errors={"sparse": 0.0}, bound=1e-4, **slow))
+    assert choice._accepted(choice.Verdict(errors={"sparse": 0.0}, bound=1e-4, **fast))
+    assert caplog.text == ""
+
+
 def test_copies_of_a_cache_do_not_see_what_kernels_write(session_with_step):
     session, step = session_with_step("tiny:gpt-oss")
     model = session.model
