@@ -10,7 +10,8 @@ from typing import Any
 import mlx.core as mx
 
 from macmoe.bench.run import versions
-from macmoe.decoding.choice import Verdict, remembered_verdict
+from macmoe.decoding.choice import remembered_verdict
+from macmoe.decoding.examination import Verdict
 from macmoe.decoding.step import DecodeStep
 from macmoe.families import Model
 from macmoe.kernels import source

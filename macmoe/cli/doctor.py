@@ -11,6 +11,7 @@ from macmoe.bench.machine import OK, WRONG, Checked, Machine, check, kernels_off
 from macmoe.cli.loading import open_session
 from macmoe.cli.options import no_kernels_option
 from macmoe.cli.terminal import size
+from macmoe.decoding.examination import Verdict
 from macmoe.location import BUILT_IN
 
 BYTES_FROM = 1 << 20  # limits of the device from here on are bytes
@@ -62,17 +63,12 @@ def _kernel_rows(checked: Checked) -> list[tuple[str, str]]:
     verdict = checked.verdict
     if verdict is None:
         return [(checked.model, "no kernels for its form; plain operations are used")]
-    rows = [
-        (
-            f"{checked.model}, {kind}",
-            f"{_judged(error, verdict.bound)} (relative error {error:.1e}, bound {verdict.bound:.0e})",
-        )
-        for kind, error in verdict.errors.items()
-    ]
+    rows = [(f"{checked.model}, {kind}", _judged(verdict, kind)) for kind in verdict.errors]
     times = f"{1e3 * verdict.seconds:.2f} ms with kernels, {1e3 * verdict.plain_seconds:.2f} ms without"
     used = "used" if verdict.use else "not used"
     return [*rows, (f"{checked.model}, one token", f"{checked.outcome}, {used}: {times}")]
 
 
-def _judged(error: float, bound: float) -> str:
-    return OK if error <= bound else WRONG
+def _judged(verdict: Verdict, kind: str) -> str:
+    error, allowed = verdict.errors[kind], verdict.bounds[kind]
+    return f"{WRONG if kind in verdict.wrong else OK} (relative error {error:.1e}, allowed {allowed:.1e})"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mlx.core as mx
 import pytest
 
 import macmoe
 from macmoe.decoding import choice
+from macmoe.decoding.examination import Verdict, examine, in_float32
 from macmoe.decoding.step import DecodeStep
 from macmoe.generate import generate
 from macmoe.location import BUILT_IN
@@ -57,22 +60,40 @@ def test_greedy_tokens_are_those_of_the_modules(session_with_step, monkeypatch, 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_self_check_accepts_right_kernels_and_refuses_wrong_ones(session_with_step, name):
     session, step = session_with_step(name)
-    verdict = choice.examine(session.model, step)
+    verdict = examine(session.model, step)
     assert verdict.right
     assert len(verdict.errors) >= 3
-    assert not choice.Verdict(errors={"a": 1.0}, bound=1e-4, seconds=1.0, plain_seconds=2.0).use
-    assert not choice.Verdict(errors={"a": float("nan")}, bound=1e-4, seconds=1.0, plain_seconds=2.0).use
-    assert not choice.Verdict(errors={"a": 0.0}, bound=1e-4, seconds=2.0, plain_seconds=1.0).use
+    assert not Verdict(errors={"a": 1.0}, bounds={"a": 1e-4}, seconds=1.0, plain_seconds=2.0).use
+    assert not Verdict(errors={"a": float("nan")}, bounds={"a": 1e-4}, seconds=1.0, plain_seconds=2.0).use
+    assert not Verdict(errors={"a": 0.0}, bounds={"a": 1e-4}, seconds=2.0, plain_seconds=1.0).use
     assert mx.default_device() == mx.Device(mx.cpu)
+
+
+def test_examination_finds_a_planted_error(session_with_step):
+    session, step = session_with_step("tiny:qwen3")
+    right = step.layers[0]
+    step.layers = (replace(right, feed_forward=lambda x: 1.001 * right.feed_forward(x)), *step.layers[1:])
+    assert set(examine(session.model, step).wrong) == {"function"}
+
+
+def test_a_module_in_float32_gets_its_numbers_back(session_with_step):
+    session, _ = session_with_step("tiny:gpt-oss")
+    model = session.model
+    model.set_dtype(mx.bfloat16)
+    before = choice.identity(model)
+    with in_float32(model):
+        assert model.model.norm.weight.dtype == mx.float32
+    assert choice.identity(model) == before
+    assert model.model.norm.weight.dtype == mx.bfloat16
 
 
 def test_a_refusal_for_errors_is_said_and_one_for_time_is_not(caplog):
     fast, slow = {"seconds": 1.0, "plain_seconds": 2.0}, {"seconds": 2.0, "plain_seconds": 1.0}
-    assert not choice._accepted(choice.Verdict(errors={"sparse": 0.25}, bound=1e-4, **fast))
+    assert not choice._accepted(Verdict(errors={"sparse": 0.25}, bounds={"sparse": 1e-4}, **fast))
     assert "sparse 2.5e-01" in caplog.text
     caplog.clear()
-    assert not choice._accepted(choice.Verdict(errors={"sparse": 0.0}, bound=1e-4, **slow))
-    assert choice._accepted(choice.Verdict(errors={"sparse": 0.0}, bound=1e-4, **fast))
+    assert not choice._accepted(Verdict(errors={"sparse": 0.0}, bounds={"sparse": 1e-4}, **slow))
+    assert choice._accepted(Verdict(errors={"sparse": 0.0}, bounds={"sparse": 1e-4}, **fast))
     assert caplog.text == ""
 
 
