@@ -136,57 +136,59 @@ def _dtype(model: Model) -> mx.Dtype:
     return model.model.norm.weight.dtype
 
 
-def _noise(model: Model, length: int, seed: int) -> mx.array:
-    """Return what a norm would hand to a sublayer: [length, dim]."""
+def _noise(model: Model, seed: int) -> mx.array:
+    """Return what a norm would hand to a sublayer for one token: [1, dim]."""
     weight = model.model.norm.weight
-    return mx.random.normal((length, len(weight)), key=mx.random.key(seed)).astype(weight.dtype)
+    return mx.random.normal((1, len(weight)), key=mx.random.key(seed)).astype(weight.dtype)
 
 
 def _of_attention(model: Model, index: int, layer: Layer) -> Outputs:
+    """Feed tokens one by one, so that no product needs another of MLX's kernels, and keep the last ones."""
     module = model.model.layers[index].self_attn
-    past, tokens = _noise(model, PAST, 0), [_noise(model, 1, token + 1) for token in range(TOKENS)]
+    tokens = [_noise(model, token) for token in range(PAST + TOKENS)]
 
     def fresh_cache() -> LayerCache:
         return list(model.make_cache())[index]
 
-    cache = fresh_cache()
-    mx.eval(_attend(module, past, 0, layer.window, cache))
     with in_float32(module):
-        exact = _attend_all(module, [x.astype(mx.float32) for x in (past, *tokens)], layer, fresh_cache())
+        exact = _attend(module, [x.astype(mx.float32) for x in tokens], layer.window, fresh_cache())
+    cache = fresh_cache()
+    _attend(module, tokens[:PAST], layer.window, cache)
     return Outputs(
-        kernels=[_attend_with_kernels(layer, x, PAST + i, cache) for i, x in enumerate(tokens)],
-        modules=_attend_all(module, [past, *tokens], layer, fresh_cache()),
-        exact=exact,
+        kernels=_attend_with_kernels(layer, tokens[PAST:], cache),
+        modules=_attend(module, tokens, layer.window, fresh_cache())[PAST:],
+        exact=exact[PAST:],
     )
 
 
-def _attend(module: nn.Module, x: mx.array, start: int, window: int | None, cache: LayerCache) -> mx.array:
-    here = Positions(offset=start, length=len(x), left_padding=None, start=start)
-    return module(x[None], here.mask(window), here, cache)
-
-
-def _attend_all(module: nn.Module, inputs: list[mx.array], layer: Layer, cache: LayerCache) -> list[mx.array]:
-    """Return what attention makes of each token behind the first input, the past."""
+def _attend(
+    module: nn.Module, tokens: list[mx.array], window: int | None, cache: LayerCache
+) -> list[mx.array]:
+    """Return what the module makes of tokens one by one, from the start of a conversation."""
     outputs = []
-    start = 0
-    for x in inputs:
-        outputs.append(_attend(module, x, start, layer.window, cache))
-        start += len(x)
-    return outputs[1:]
+    for place, x in enumerate(tokens):
+        here = Positions(offset=place, length=1, left_padding=None, start=place)
+        outputs.append(module(x[None], here.mask(window), here, cache))
+        mx.eval(outputs[-1])
+    return outputs
 
 
-def _attend_with_kernels(layer: Layer, x: mx.array, place: int, cache: LayerCache) -> mx.array:
-    room = cache.open(1)
-    y = layer.attention(x, room.buffers, mx.array([place, room.row, room.first], dtype=mx.int32))
+def _attend_with_kernels(layer: Layer, tokens: list[mx.array], cache: LayerCache) -> list[mx.array]:
+    """Return what the kernels make of the tokens after the past."""
+    outputs = []
     bias = layer.attention.output.bias
-    mx.eval(y)  # before the next token's row is written into the same buffers
-    cache.advance(1)
-    return y if bias is None else y + bias
+    for place, x in enumerate(tokens, PAST):
+        room = cache.open(1)
+        y = layer.attention(x, room.buffers, mx.array([place, room.row, room.first], dtype=mx.int32))
+        outputs.append(y if bias is None else y + bias)
+        mx.eval(outputs[-1])  # before the next token's row is written into the same buffers
+        cache.advance(1)
+    return outputs
 
 
 def _of_feed_forward(model: Model, index: int, layer: Layer) -> Outputs:
     module = model.model.layers[index].mlp
-    inputs = [_noise(model, 1, token) for token in range(TOKENS)]
+    inputs = [_noise(model, token) for token in range(TOKENS)]
     with in_float32(module):
         exact = [module(x.astype(mx.float32)[None]) for x in inputs]
     return Outputs(
