@@ -16,7 +16,7 @@ from macmoe.config import Quantization
 from macmoe.errors import ConfigError
 from macmoe.kernels.experts import Stack
 from macmoe.kernels.packed import Packing, packing_of
-from macmoe.nn.unpacking import packed_is_slow, product_in_pieces
+from macmoe.nn.unpacking import packed_is_slow, product_in_pieces, readable_bytes
 
 PARTS = ("weight", "scales", "biases", "global_scale")  # of a packed matrix, under MLX's names
 # The largest NVFP4 weight with the largest scale: what a global scale is mapped to.
@@ -133,20 +133,37 @@ class ExpertLinear(StackedLinear):
         elif in_order and packed_is_slow() and not how.global_scale:
             y = self._unpacked_product(x, experts, how)
         else:
-            y = mx.gather_qmm(
+            y = self._packed_product(x, experts, how, in_order=in_order)
+            if how.global_scale:
+                y = globally_scaled(y, self["global_scale"][experts][..., None, None])
+        return y + self.bias[experts][..., None, :] if "bias" in self else y
+
+    def _packed_product(
+        self, x: mx.array, experts: mx.array, how: Quantization, *, in_order: bool
+    ) -> mx.array:
+        def gather(own: slice, experts: mx.array) -> mx.array:
+            return mx.gather_qmm(
                 x,
-                self.weight,
-                self["scales"],
-                self.get("biases"),
+                self.weight[own],
+                self["scales"][own],
+                self["biases"][own] if "biases" in self else None,
                 rhs_indices=experts,
                 sorted_indices=in_order,
                 group_size=how.group_size,
                 bits=how.bits,
                 mode=how.mode,
             )
-            if how.global_scale:
-                y = globally_scaled(y, self["global_scale"][experts][..., None, None])
-        return y + self.bias[experts][..., None, :] if "bias" in self else y
+
+        count = len(self.weight)
+        step = count * readable_bytes() // self.weight.nbytes
+        if step >= count:
+            return gather(slice(None), experts)
+        y = gather(slice(step), mx.minimum(experts, step - 1))
+        for begin in range(step, count, step):
+            end = min(begin + step, count)
+            part = gather(slice(begin, end), mx.clip(experts, begin, end - 1) - begin)
+            y = mx.where((experts >= begin)[..., None, None], part, y)
+        return y
 
     def _unpacked_product(self, x: mx.array, experts: mx.array, how: Quantization) -> mx.array:
         def multiply(rows: mx.array, matrices: mx.array) -> mx.array:

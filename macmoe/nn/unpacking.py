@@ -24,6 +24,15 @@ def packed_is_slow() -> bool:
     return mx.default_device() != mx.Device(mx.cpu) and not mx.metal.is_available()
 
 
+def readable_bytes() -> int:
+    """Return how many bytes a stack may have for MLX to gather packed matrices from it.
+
+    Its CUDA products of eight and more rows hold offsets in 32 bits with a sign (0.32.4): they take other
+    experts from 2 GiB on, silently.
+    """
+    return 2**31 - 1 if packed_is_slow() else 2**63 - 1
+
+
 def pieces(shape: tuple[int, ...], dtype: mx.Dtype, piece: int) -> list[slice]:
     """Cut the outputs of matrices [..., out, in] into pieces of about the size, when unpacked, at most."""
     *stack, outputs, inputs = shape

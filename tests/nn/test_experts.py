@@ -7,9 +7,10 @@ import pytest
 
 from macmoe.config import Quantization
 from macmoe.errors import ConfigError
+from macmoe.nn import quantized
 from macmoe.nn.mlp import clamped_swiglu, swiglu
 from macmoe.nn.moe import PAIRS_PER_EXPERT, Experts, combine
-from macmoe.nn.quantized import HeadLinear, pack_modules
+from macmoe.nn.quantized import ExpertLinear, HeadLinear, pack_modules
 
 EXPERTS, DIM, HIDDEN, TOP_K = 4, 64, 96, 2
 
@@ -173,3 +174,26 @@ def test_packing_a_width_that_is_no_multiple_of_the_group_is_refused():
     experts = Experts(EXPERTS, 40, HIDDEN, swiglu)
     with pytest.raises(ConfigError, match="40 inputs cannot be packed in groups of 32"):
         pack_modules(experts, {"gate_up_proj": PACKINGS["mxfp4"]})
+
+
+@pytest.mark.parametrize("packing", ["mxfp4", "affine 4", "nvfp4, global scale"])
+@pytest.mark.parametrize("readable", [1, 2, 3])
+def test_a_stack_that_mlx_cannot_read_whole_is_gathered_in_parts(monkeypatch, packing, readable):
+    linear = ExpertLinear(5, DIM, HIDDEN, bias=True)
+    fill(linear, PACKINGS[packing], 0)
+    x, experts = mx.random.normal((6, 2, 1, DIM)), mx.array([[4, 0], [2, 2], [1, 3], [0, 4], [3, 1], [4, 4]])
+    whole = linear(x, experts)
+    gathered = []
+    gather = mx.gather_qmm
+
+    def counting(x, weight, *rest, **named):
+        gathered.append(len(weight))
+        return gather(x, weight, *rest, **named)
+
+    monkeypatch.setattr(
+        mx, "gather_qmm", lambda x, w, *a, **k: gathered.append(len(w)) or gather(x, w, *a, **k)
+    )
+    monkeypatch.setattr(quantized, "readable_bytes", lambda: readable * linear.weight.nbytes // 5)
+    assert mx.array_equal(linear(x, experts), whole)
+    assert sum(gathered) == 5
+    assert max(gathered) == readable
