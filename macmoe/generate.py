@@ -1,6 +1,7 @@
 """The token loop: token ids in, token ids out. Nothing here knows text."""
 
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
@@ -76,16 +77,36 @@ def prefill(
     chunk = chunk or prefill_chunk(model)
     begin = 0
     while begin + chunk < len(prompt):
-        model.hidden(tokens[:, begin : begin + chunk], cache)
-        mx.eval(cache.state)
+        with _in_step_with_gpu():
+            model.hidden(tokens[:, begin : begin + chunk], cache)
+            mx.eval(cache.state)
         mx.clear_cache()
         begin += chunk
         if progress is not None:
             progress(begin, len(prompt))
-    hidden = model.hidden(tokens[:, begin:], cache)
+    with _in_step_with_gpu():
+        hidden = model.hidden(tokens[:, begin:], cache)
+        logits = model.logits(hidden[:, -1:])[:, -1]
+        mx.eval(logits)
     if progress is not None:
         progress(len(prompt), len(prompt))
-    return model.logits(hidden[:, -1:])[:, -1]
+    return logits
+
+
+@contextmanager
+def _in_step_with_gpu() -> Iterator[None]:
+    """Let a pass hold `PREFILL_BYTES`, and wait for the GPU where it would hold more.
+
+    A CUDA GPU is handed work far ahead, with memory for all of it; Metal is not.
+    """
+    if source.backend() != "cuda":
+        yield
+        return
+    limit = mx.set_memory_limit(mx.get_active_memory() + PREFILL_BYTES)
+    try:
+        yield
+    finally:
+        mx.set_memory_limit(limit)
 
 
 def generate(
