@@ -169,8 +169,8 @@ class LatentAttention(nn.Module):
         running = Running.start(queries, self.v_up_proj.weight.shape[1])
         for begin in range(0, keys, BLOCK):
             end = min(begin + BLOCK, keys)
-            # Not before the block before it is done.
-            block = mx.depends(latents[:, :, begin:end], running.total)
+            # Not before all of the block before it is done, or its weights would be kept for the norm.
+            block = mx.depends(latents[:, :, begin:end], [running.total, running.norm])
             c, k_rope = mx.split(block, [self.latent], axis=-1)
             k_nope = self.k_up_proj(c)  # [batch, heads, block, nope_dim]
             k_rope = mx.broadcast_to(k_rope, (*k_nope.shape[:3], self.rope_dim))
