@@ -15,6 +15,7 @@ from macmoe.checkpoint import parameters_of
 from macmoe.config import load_json
 from macmoe.decoding.step import DecodeStep
 from macmoe.inspection import CONFIGS
+from macmoe.kernels import latent_attention
 from tests.recorded import COUNTED, hollow, record_fast_operations, record_launches
 
 # Shape -> changes of its configuration, the most kernels a layer may cost.
@@ -87,6 +88,15 @@ def test_a_layer_costs_few_kernels_at_published_shapes(name, monkeypatch):
     assert step is not None
     kernels = step_kernels(model, step, filled_cache(model), COUNTED)
     assert kernels.layer <= PUBLISHED[name][1]
+
+
+def test_a_layer_costs_few_kernels_with_a_long_cache_of_latents(monkeypatch):
+    model, _ = published("deepseek-v3")
+    record_launches(monkeypatch)
+    monkeypatch.setattr(latent_attention, "LONG", 1)
+    step = DecodeStep.of(model)
+    kernels = step_kernels(model, step, filled_cache(model), COUNTED)
+    assert kernels.layer <= PUBLISHED["deepseek-v3"][1]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

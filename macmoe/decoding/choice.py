@@ -101,6 +101,10 @@ def _form(model: Model) -> str:
     device = str(mx.device_info().get("device_name", mx.default_device()))
     facts = [device, version("mlx"), __version__, str(source.backend()), repr(model.config), repr(shapes)]
     digest = hashlib.sha256("\n".join(facts).encode())
-    for path in sorted(Path(source.__file__).parent.glob("*.py")):  # the kernels' texts
-        digest.update(path.read_bytes())
+    for folder in (
+        Path(source.__file__).parent,
+        Path(__file__).parent,
+    ):
+        for path in sorted(folder.glob("*.py")):
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:24]

@@ -4,6 +4,9 @@
 `absorb` moves the key's up-projection to the query, head by head, and turns the query's rotary part; `attend`
 reads the cache, of which the values are a part, with all heads as rows of one matrix. `combine` of
 grouped_attention joins the parts of the cache. Rotary pairs stand side by side.
+
+All heads read the same keys, so a long cache is a matter of matrix units, not of bandwidth: `attend_long`
+leaves its two products to MLX, over the whole buffer; the softmax between them knows what the cache holds.
 """
 
 from dataclasses import dataclass
@@ -18,6 +21,7 @@ THREADS = 512
 SIMD_GROUPS = 8
 AT_ONCE = 2  # heads of one SIMD group
 PARTS = 32  # threadgroups that share the cache
+LONG = 1024  # rows of a cache from which on matrix units pay for three launches
 
 ROTATE = """
 inline void rotate(thread float* even, thread float* odd, float angle) {
@@ -126,7 +130,7 @@ ABSORB = Kernel(
   const uint head = threadgroup_position_in_grid.x;
   const uint token = threadgroup_position_in_grid.y;
   const device T* source = query + (token * HEADS + head) * (NOPE_DIM + ROPE_DIM);
-  device float* target = absorbed + (token * HEADS + head) * (LATENT + ROPE_DIM);
+  device O* target = absorbed + (token * HEADS + head) * (LATENT + ROPE_DIM);
   const uint chunk = lane % CHUNKS;        // which 32 columns
   const uint sub = simd * (32 / CHUNKS) + lane / CHUNKS;  // which rows
   const device W* matrix = w + ulong(head) * NOPE_DIM * ROW_WORDS(LATENT);
@@ -151,14 +155,14 @@ ABSORB = Kernel(
   for (uint i = thread_index; i < LATENT; i += SIMD_GROUPS * 32) {
     float total = 0.0f;
     for (int s = 0; s < SIMD_GROUPS; s++) total += sums[s * LATENT + i];
-    target[i] = total;
+    target[i] = O(total * SCALE);
   }
   for (uint pair = thread_index; pair < ROPE_DIM / 2; pair += SIMD_GROUPS * 32) {
     float even = float(source[NOPE_DIM + 2 * pair]);
     float odd = float(source[NOPE_DIM + 2 * pair + 1]);
     rotate(&even, &odd, (float(places[0]) + token) * (1.0f / wavelengths[pair]));
-    target[LATENT + 2 * pair] = even * ROPE_SCALE;
-    target[LATENT + 2 * pair + 1] = odd * ROPE_SCALE;
+    target[LATENT + 2 * pair] = O(even * (ROPE_SCALE * SCALE));
+    target[LATENT + 2 * pair + 1] = O(odd * (ROPE_SCALE * SCALE));
   }
 """,
 )
@@ -175,12 +179,12 @@ ATTEND = Kernel(
   for (int j = 0; j < AT_ONCE; j++) {
     const device float* source = absorbed + (token * HEADS + head + j) * WIDTH;
     for (int i = 0; i < LATENT_LANE; i++) {
-      query[j][i] = source[lane * LATENT_LANE + i] * SCALE;
+      query[j][i] = source[lane * LATENT_LANE + i];
       sum[j][i] = 0.0f;
     }
     for (int i = 0; i < ROPE_LANE; i++) {
       const uint column = lane * ROPE_LANE + i;
-      query[j][LATENT_LANE + i] = column < ROPE_DIM ? source[LATENT + column] * SCALE : 0.0f;
+      query[j][LATENT_LANE + i] = column < ROPE_DIM ? source[LATENT + column] : 0.0f;
     }
     top[j] = -INFINITY;
     norm[j] = 0.0f;
@@ -232,6 +236,38 @@ ATTEND = Kernel(
       bounds[2 * slot] = top[j];
       bounds[2 * slot + 1] = norm[j];
     }
+  }
+""",
+)
+
+WEIGH = Kernel(
+    name="latent_weights",
+    body="""
+  threadgroup float highs[THREADS / 32];
+  threadgroup float sums[THREADS / 32];
+  const uint thread_index = thread_index_in_threadgroup;
+  const device T* source = scores + threadgroup_position_in_grid.x * CAPACITY;
+  device T* target = weights + threadgroup_position_in_grid.x * CAPACITY;
+  const uint begin = uint(places[2]);
+  const uint end = uint(places[1]) + 1;
+  float highest = -INFINITY;
+  for (uint i = begin + thread_index; i < end; i += THREADS) highest = metal::max(highest, float(source[i]));
+  highest = simd_max(highest);
+  if (thread_index_in_simdgroup == 0) highs[simdgroup_index_in_threadgroup] = highest;
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  for (int i = 0; i < THREADS / 32; i++) highest = metal::max(highest, highs[i]);
+  float norm = 0.0f;
+  for (uint i = begin + thread_index; i < end; i += THREADS) {
+    norm += metal::exp(float(source[i]) - highest);
+  }
+  norm = simd_sum(norm);
+  if (thread_index_in_simdgroup == 0) sums[simdgroup_index_in_threadgroup] = norm;
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  norm = 0.0f;
+  for (int i = 0; i < THREADS / 32; i++) norm += sums[i];
+  for (uint i = thread_index; i < CAPACITY; i += THREADS) {
+    const float weight = metal::exp(float(source[i]) - highest) / norm;
+    target[i] = T(i >= begin && i < end ? weight : 0.0f);  // what lies beyond the cache has any score
   }
 """,
 )
@@ -293,9 +329,14 @@ class UpProjection:
 
 
 def absorb(
-    query: mx.array, up: UpProjection, places: mx.array, wavelengths: mx.array, form: Form
+    query: mx.array,
+    up: UpProjection,
+    places: mx.array,
+    wavelengths: mx.array,
+    form: Form,
+    dtype: mx.Dtype = mx.float32,
 ) -> mx.array:
-    """Return queries that can be compared with the cache: [tokens * heads, latent + rope_dim], float32.
+    """Return queries that can be compared with the cache, scaled: [tokens * heads, latent + rope_dim].
 
     Args:
         query: [tokens, heads * (nope_dim + rope_dim)].
@@ -303,10 +344,12 @@ def absorb(
         places: See `prepare`.
         wavelengths: See `prepare`.
         form: The arrangement.
+        dtype: Of the result: float32 for `attend`, the cache's for `attend_long`.
     """
     tokens = query.shape[0]
     constants = {
         **up.packing.constants,
+        "O": dtype,
         "T": query.dtype,
         "T_KIND": KINDS[query.dtype],
         "W": query.dtype if up.packing.mode == PLAIN else mx.uint32,
@@ -315,11 +358,12 @@ def absorb(
         "NOPE_DIM": form.nope_dim,
         "ROPE_DIM": form.rope_dim,
         "ROPE_SCALE": form.rope_scale,
+        "SCALE": form.scale,
         "CHUNKS": form.latent // CHUNK,
         "SIMD_GROUPS": SIMD_GROUPS,
     }
     inputs = {"query": query, "places": places, "wavelengths": wavelengths, **up.arrays}
-    outputs = {"absorbed": ((tokens * form.heads, form.width), mx.float32)}
+    outputs = {"absorbed": ((tokens * form.heads, form.width), dtype)}
     groups = (form.heads, tokens, 1)
     return launch(ABSORB, inputs, outputs, constants, groups=groups, threads=32 * SIMD_GROUPS)[0]
 
@@ -344,7 +388,6 @@ def attend(absorbed: mx.array, cache: mx.array, places: mx.array, form: Form) ->
         "WIDTH": form.width,
         "LATENT_LANE": form.latent // 32,
         "ROPE_LANE": -(-form.rope_dim // 32),
-        "SCALE": form.scale,
         "PARTS": PARTS,
         "AT_ONCE": AT_ONCE,
         "KEYS": 2,
@@ -362,3 +405,23 @@ def attend(absorbed: mx.array, cache: mx.array, places: mx.array, form: Form) ->
         threads=32 * simd_groups,
     )
     return combine(partial, bounds, cache.dtype)
+
+
+def attend_long(absorbed: mx.array, cache: mx.array, places: mx.array, form: Form) -> mx.array:
+    """Do as `attend` for one token, with products of the whole buffer; `absorbed` has the cache's type."""
+    keys = cache[0, 0]  # [capacity, latent + rope_dim]
+    scores = absorbed @ keys.T
+    constants = {
+        "T": cache.dtype,
+        "CAPACITY": keys.shape[0],
+        "THREADS": THREADS,
+    }
+    (weights,) = launch(
+        WEIGH,
+        {"scores": scores, "places": places},
+        {"weights": (scores.shape, scores.dtype)},
+        constants,
+        groups=(form.heads, 1, 1),
+        threads=THREADS,
+    )
+    return weights @ keys[:, : form.latent]

@@ -293,7 +293,7 @@ def case_latent_attention(
         [rotated(rotary[t], position + t, wavelengths, interleaved=True) for t in range(tokens)]
     )
     latents = (plain[:, :, None] @ up_wide)[:, :, 0]
-    wanted = mx.concatenate([latents, turned * form.rope_scale], axis=-1)
+    wanted = mx.concatenate([latents, turned * form.rope_scale], axis=-1) * form.scale
     pairs.append((absorbed, wanted.reshape(-1, form.width)))
 
     got = latent_attention.attend(absorbed, cache, places, form)
@@ -302,9 +302,23 @@ def case_latent_attention(
     mixed = []
     for t in range(tokens):
         visible = wide_cache[: cached + t + 1]
-        weights = mx.softmax(queries[t] @ visible.T * form.scale, axis=-1)
+        weights = mx.softmax(queries[t] @ visible.T, axis=-1)
         mixed.append(weights @ visible[:, : form.latent])
     return [*pairs, (got, mx.concatenate(mixed))]
+
+
+def case_latent_weights(
+    dtype: mx.Dtype, form: latent_attention.Form, *, first: int, cached: int, capacity: int
+) -> Pairs:
+    """Attention of one token to a long buffer, of which rows `first` to `cached` are seen."""
+    cache = draw(1, 1, capacity, form.width, dtype=dtype)
+    absorbed = draw(form.heads, form.width, dtype=dtype) * form.scale
+    places = mx.array([cached + 3, cached, first], dtype=mx.int32)
+    mx.eval(cache, absorbed)
+    seen = cache[0, 0, first : cached + 1].astype(mx.float32)
+    weights = mx.softmax(absorbed.astype(mx.float32) @ seen.T, axis=-1)
+    got = latent_attention.attend_long(absorbed, cache, places, form)
+    return [(got, weights @ seen[:, : form.latent])]
 
 
 ULP = {mx.float32: 2.0**-23, mx.bfloat16: 2.0**-7, mx.float16: 2.0**-10}

@@ -60,9 +60,10 @@ FAULTS = {
     ),
     "a part of the result is not written": (
         "latent plain",
-        "target[i] = total;",
-        "if (i != 3) target[i] = total;",
+        "target[i] = O(total * SCALE);",
+        "if (i != 3) target[i] = O(total * SCALE);",
     ),
+    "rows before the first one seen are weighed": ("latent, long", "i >= begin && i < end", "i < end"),
     "tokens of an expert in one place": ("experts plain, 9 tokens", "simd_prefix_exclusive_sum(same)", "0"),
 }
 
