@@ -48,17 +48,10 @@ class Latent:
         compressed = latent_attention.prepare(
             self.compress(x), self.norms, cache, places, self.wavelengths, self.form
         )
-        long = cache.shape[2] >= latent_attention.LONG
         absorbed = latent_attention.absorb(
-            self.expand(compressed),
-            self.key_up,
-            places,
-            self.wavelengths,
-            self.form,
-            x.dtype if long else mx.float32,
+            self.expand(compressed), self.key_up, places, self.wavelengths, self.form
         )
-        attend = latent_attention.attend_long if long else latent_attention.attend
-        mixed = attend(absorbed, cache, places, self.form)  # [heads, latent]
+        mixed = latent_attention.attend(absorbed, cache, places, self.form)  # [heads, latent]
         return self.output(self.value_up(mixed[None, :, None]).reshape(1, -1))
 
 

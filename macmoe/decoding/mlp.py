@@ -6,7 +6,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from macmoe.decoding.matrices import Matrix, join
+from macmoe.decoding.matrices import Matrix, alone, join
 from macmoe.kernels import experts as expert_kernels
 from macmoe.kernels import routing
 from macmoe.kernels.experts import Stack
@@ -25,6 +25,9 @@ class Dense:
 
     def __call__(self, x: mx.array) -> mx.array:
         """Map the normed stream [1, dim] to what is added to it."""
+        large = self.gate_up.large(x.dtype)
+        if large is not None:
+            return self.down(alone(large, x, expert_kernels.SWIGLU))
         gate, up = mx.split(self.gate_up(x), 2, axis=-1)
         return self.down(swiglu(gate, up))
 

@@ -13,6 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from macmoe.decoding import attention, mlp
+from macmoe.decoding.matrices import join
 from macmoe.families import Model
 from macmoe.kernels.add_norm import add_norm, usable
 from macmoe.kernels.packed import KINDS
@@ -58,6 +59,7 @@ class DecodeStep:
 
     def __init__(self, model: Model, layers: Sequence[Layer]) -> None:
         self._model = model
+        self._head = join([model.lm_head]) if "lm_head" in model else None
         self.layers = tuple(layers)
         self.run = mx.compile(self.trace)
 
@@ -100,6 +102,8 @@ class DecodeStep:
                 self.layers[index + 1].norms[0] if index + 1 < len(self.layers) else decoder.norm.weight
             )
             x, normed = add_norm(x, delta, following, layer.eps)
+        if self._head is not None:
+            return self._head(normed)
         return self._model.logits(normed[None]).reshape(1, -1)
 
     def __call__(self, token: mx.array, cache: ModelCache) -> mx.array:

@@ -1,27 +1,23 @@
-"""Latent attention of a few new tokens, absorbed (arXiv 2405.04434, section 2.1), in three launches.
+"""Latent attention of a few new tokens, absorbed (arXiv 2405.04434, section 2.1).
 
 `prepare` norms the compressed query and key/value, turns the rotary key and appends both to the cache;
 `absorb` moves the key's up-projection to the query, head by head, and turns the query's rotary part; `attend`
-reads the cache, of which the values are a part, with all heads as rows of one matrix. `combine` of
-grouped_attention joins the parts of the cache. Rotary pairs stand side by side.
+reads the cache, of which the values are a part. Rotary pairs stand side by side.
 
-All heads read the same keys, so a long cache is a matter of matrix units, not of bandwidth: `attend_long`
-leaves its two products to MLX, over the whole buffer; the softmax between them knows what the cache holds.
+All heads read the same keys: they are the rows of one matrix, and attention is a matter of matrix units, not
+of bandwidth. So its two products are those of MLX, over the whole buffer; the softmax between them knows
+which rows are seen.
 """
 
 from dataclasses import dataclass
 
 import mlx.core as mx
 
-from macmoe.kernels.grouped_attention import combine
 from macmoe.kernels.packed import CHUNK, KINDS, LOAD, PLAIN, UNPACK, Packing
 from macmoe.kernels.source import Kernel, launch
 
 THREADS = 512
 SIMD_GROUPS = 8
-AT_ONCE = 2  # heads of one SIMD group
-PARTS = 32  # threadgroups that share the cache
-LONG = 1024  # rows of a cache from which on matrix units pay for three launches
 
 ROTATE = """
 inline void rotate(thread float* even, thread float* odd, float angle) {
@@ -65,13 +61,7 @@ class Form:
 
 def usable(form: Form) -> bool:
     """Return whether the kernels can work on layers of this form."""
-    fits = form.latent % CHUNK == 0 and form.latent // CHUNK in {1, 2, 4, 8, 16, 32}
-    return fits and form.heads % (AT_ONCE * _simd_groups(form)) == 0
-
-
-def _simd_groups(form: Form) -> int:
-    """Return how many SIMD groups, each with some heads, read the cache together."""
-    return max(1, min(SIMD_GROUPS, form.heads // AT_ONCE))
+    return form.latent % CHUNK == 0 and form.latent // CHUNK in {1, 2, 4, 8, 16, 32}
 
 
 PREPARE = Kernel(
@@ -130,7 +120,7 @@ ABSORB = Kernel(
   const uint head = threadgroup_position_in_grid.x;
   const uint token = threadgroup_position_in_grid.y;
   const device T* source = query + (token * HEADS + head) * (NOPE_DIM + ROPE_DIM);
-  device O* target = absorbed + (token * HEADS + head) * (LATENT + ROPE_DIM);
+  device T* target = absorbed + (token * HEADS + head) * (LATENT + ROPE_DIM);
   const uint chunk = lane % CHUNKS;        // which 32 columns
   const uint sub = simd * (32 / CHUNKS) + lane / CHUNKS;  // which rows
   const device W* matrix = w + ulong(head) * NOPE_DIM * ROW_WORDS(LATENT);
@@ -155,87 +145,14 @@ ABSORB = Kernel(
   for (uint i = thread_index; i < LATENT; i += SIMD_GROUPS * 32) {
     float total = 0.0f;
     for (int s = 0; s < SIMD_GROUPS; s++) total += sums[s * LATENT + i];
-    target[i] = O(total * SCALE);
+    target[i] = T(total * SCALE);
   }
   for (uint pair = thread_index; pair < ROPE_DIM / 2; pair += SIMD_GROUPS * 32) {
     float even = float(source[NOPE_DIM + 2 * pair]);
     float odd = float(source[NOPE_DIM + 2 * pair + 1]);
     rotate(&even, &odd, (float(places[0]) + token) * (1.0f / wavelengths[pair]));
-    target[LATENT + 2 * pair] = O(even * (ROPE_SCALE * SCALE));
-    target[LATENT + 2 * pair + 1] = O(odd * (ROPE_SCALE * SCALE));
-  }
-""",
-)
-
-ATTEND = Kernel(
-    name="latent_attention",
-    header=LOAD,
-    body="""
-  const uint lane = thread_index_in_simdgroup;
-  const uint part = threadgroup_position_in_grid.y;
-  const uint token = threadgroup_position_in_grid.z;
-  const uint head = (threadgroup_position_in_grid.x * SIMD_GROUPS + simdgroup_index_in_threadgroup) * AT_ONCE;
-  float query[AT_ONCE][LATENT_LANE + ROPE_LANE], sum[AT_ONCE][LATENT_LANE], top[AT_ONCE], norm[AT_ONCE];
-  for (int j = 0; j < AT_ONCE; j++) {
-    const device float* source = absorbed + (token * HEADS + head + j) * WIDTH;
-    for (int i = 0; i < LATENT_LANE; i++) {
-      query[j][i] = source[lane * LATENT_LANE + i];
-      sum[j][i] = 0.0f;
-    }
-    for (int i = 0; i < ROPE_LANE; i++) {
-      const uint column = lane * ROPE_LANE + i;
-      query[j][LATENT_LANE + i] = column < ROPE_DIM ? source[LATENT + column] : 0.0f;
-    }
-    top[j] = -INFINITY;
-    norm[j] = 0.0f;
-  }
-  const uint begin = uint(places[2]);
-  const uint seen = uint(places[1]) + token + 1 - begin;
-  const uint share = (seen + PARTS - 1) / PARTS;
-  const uint from = begin + metal::min(part * share, seen);
-  const uint to = begin + metal::min((part + 1) * share, seen);
-  for (uint first = from; first < to; first += KEYS) {
-    float key[KEYS][LATENT_LANE + ROPE_LANE];
-    for (int k = 0; k < KEYS; k++) {
-      const device T* row = cache + ulong(metal::min(first + k, to - 1)) * WIDTH;
-#if LATENT_LANE % 8 == 0
-      load_floats(row + lane * LATENT_LANE, key[k], LATENT_LANE);
-#else
-      for (int i = 0; i < LATENT_LANE; i++) key[k][i] = float(row[lane * LATENT_LANE + i]);
-#endif
-      for (int i = 0; i < ROPE_LANE; i++) {
-        const uint column = lane * ROPE_LANE + i;
-        key[k][LATENT_LANE + i] = column < ROPE_DIM ? float(row[LATENT + column]) : 0.0f;
-      }
-    }
-    for (int j = 0; j < AT_ONCE; j++) {
-      float score[KEYS];
-      float higher = top[j];
-      for (int k = 0; k < KEYS; k++) {
-        float dot = 0.0f;
-        for (int i = 0; i < LATENT_LANE + ROPE_LANE; i++) dot = metal::fma(query[j][i], key[k][i], dot);
-        dot = simd_sum(dot);
-        score[k] = first + k < to ? dot : -INFINITY;
-        higher = metal::max(higher, score[k]);
-      }
-      const float shrink = metal::exp(top[j] - higher);
-      top[j] = higher;
-      norm[j] *= shrink;
-      for (int i = 0; i < LATENT_LANE; i++) sum[j][i] *= shrink;
-      for (int k = 0; k < KEYS; k++) {
-        const float weight = metal::exp(score[k] - higher);
-        norm[j] += weight;
-        for (int i = 0; i < LATENT_LANE; i++) sum[j][i] = metal::fma(weight, key[k][i], sum[j][i]);
-      }
-    }
-  }
-  for (int j = 0; j < AT_ONCE; j++) {
-    const uint slot = (token * HEADS + head + j) * PARTS + part;
-    for (int i = 0; i < LATENT_LANE; i++) partial[slot * LATENT + lane * LATENT_LANE + i] = sum[j][i];
-    if (lane == 0) {
-      bounds[2 * slot] = top[j];
-      bounds[2 * slot + 1] = norm[j];
-    }
+    target[LATENT + 2 * pair] = T(even * (ROPE_SCALE * SCALE));
+    target[LATENT + 2 * pair + 1] = T(odd * (ROPE_SCALE * SCALE));
   }
 """,
 )
@@ -246,10 +163,11 @@ WEIGH = Kernel(
   threadgroup float highs[THREADS / 32];
   threadgroup float sums[THREADS / 32];
   const uint thread_index = thread_index_in_threadgroup;
-  const device T* source = scores + threadgroup_position_in_grid.x * CAPACITY;
-  device T* target = weights + threadgroup_position_in_grid.x * CAPACITY;
+  const uint row = threadgroup_position_in_grid.x;
+  const device T* source = scores + ulong(row) * CAPACITY;
+  device T* target = weights + ulong(row) * CAPACITY;
   const uint begin = uint(places[2]);
-  const uint end = uint(places[1]) + 1;
+  const uint end = uint(places[1]) + row / HEADS + 1;  // a token sees itself
   float highest = -INFINITY;
   for (uint i = begin + thread_index; i < end; i += THREADS) highest = metal::max(highest, float(source[i]));
   highest = simd_max(highest);
@@ -329,12 +247,7 @@ class UpProjection:
 
 
 def absorb(
-    query: mx.array,
-    up: UpProjection,
-    places: mx.array,
-    wavelengths: mx.array,
-    form: Form,
-    dtype: mx.Dtype = mx.float32,
+    query: mx.array, up: UpProjection, places: mx.array, wavelengths: mx.array, form: Form
 ) -> mx.array:
     """Return queries that can be compared with the cache, scaled: [tokens * heads, latent + rope_dim].
 
@@ -344,12 +257,10 @@ def absorb(
         places: See `prepare`.
         wavelengths: See `prepare`.
         form: The arrangement.
-        dtype: Of the result: float32 for `attend`, the cache's for `attend_long`.
     """
     tokens = query.shape[0]
     constants = {
         **up.packing.constants,
-        "O": dtype,
         "T": query.dtype,
         "T_KIND": KINDS[query.dtype],
         "W": query.dtype if up.packing.mode == PLAIN else mx.uint32,
@@ -363,7 +274,7 @@ def absorb(
         "SIMD_GROUPS": SIMD_GROUPS,
     }
     inputs = {"query": query, "places": places, "wavelengths": wavelengths, **up.arrays}
-    outputs = {"absorbed": ((tokens * form.heads, form.width), dtype)}
+    outputs = {"absorbed": ((tokens * form.heads, form.width), query.dtype)}
     groups = (form.heads, tokens, 1)
     return launch(ABSORB, inputs, outputs, constants, groups=groups, threads=32 * SIMD_GROUPS)[0]
 
@@ -377,42 +288,11 @@ def attend(absorbed: mx.array, cache: mx.array, places: mx.array, form: Form) ->
         places: See `prepare`.
         form: The arrangement.
     """
-    rows = absorbed.shape[0]
-    simd_groups = _simd_groups(form)
+    keys = cache[0, 0]
+    scores = absorbed @ keys.T  # [tokens * heads, capacity]
     constants = {
         "T": cache.dtype,
-        "T_KIND": KINDS[cache.dtype],
         "HEADS": form.heads,
-        "LATENT": form.latent,
-        "ROPE_DIM": form.rope_dim,
-        "WIDTH": form.width,
-        "LATENT_LANE": form.latent // 32,
-        "ROPE_LANE": -(-form.rope_dim // 32),
-        "PARTS": PARTS,
-        "AT_ONCE": AT_ONCE,
-        "KEYS": 2,
-        "SIMD_GROUPS": simd_groups,
-    }
-    partial, bounds = launch(
-        ATTEND,
-        {"absorbed": absorbed, "cache": cache, "places": places},
-        {
-            "partial": ((rows, PARTS, form.latent), mx.float32),
-            "bounds": ((rows, PARTS, 2), mx.float32),
-        },
-        constants,
-        groups=(form.heads // (simd_groups * AT_ONCE), PARTS, rows // form.heads),
-        threads=32 * simd_groups,
-    )
-    return combine(partial, bounds, cache.dtype)
-
-
-def attend_long(absorbed: mx.array, cache: mx.array, places: mx.array, form: Form) -> mx.array:
-    """Do as `attend` for one token, with products of the whole buffer; `absorbed` has the cache's type."""
-    keys = cache[0, 0]  # [capacity, latent + rope_dim]
-    scores = absorbed @ keys.T
-    constants = {
-        "T": cache.dtype,
         "CAPACITY": keys.shape[0],
         "THREADS": THREADS,
     }
@@ -421,7 +301,7 @@ def attend_long(absorbed: mx.array, cache: mx.array, places: mx.array, form: For
         {"scores": scores, "places": places},
         {"weights": (scores.shape, scores.dtype)},
         constants,
-        groups=(form.heads, 1, 1),
+        groups=(scores.shape[0], 1, 1),
         threads=THREADS,
     )
     return weights @ keys[:, : form.latent]

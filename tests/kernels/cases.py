@@ -298,7 +298,7 @@ def case_latent_attention(
 
     got = latent_attention.attend(absorbed, cache, places, form)
     wide_cache = cache[0, 0].astype(mx.float32)
-    queries = absorbed.reshape(tokens, form.heads, form.width)
+    queries = absorbed.astype(mx.float32).reshape(tokens, form.heads, form.width)
     mixed = []
     for t in range(tokens):
         visible = wide_cache[: cached + t + 1]
@@ -317,7 +317,7 @@ def case_latent_weights(
     mx.eval(cache, absorbed)
     seen = cache[0, 0, first : cached + 1].astype(mx.float32)
     weights = mx.softmax(absorbed.astype(mx.float32) @ seen.T, axis=-1)
-    got = latent_attention.attend_long(absorbed, cache, places, form)
+    got = latent_attention.attend(absorbed, cache, places, form)
     return [(got, weights @ seen[:, : form.latent])]
 
 

@@ -71,10 +71,10 @@ def small_cases(dtype: mx.Dtype) -> dict[str, Runner]:
     cases["latent 3 tokens"] = lambda: case_latent_attention(
         dtype, latent_form(2, 64, 256, 32, 64), PACKINGS["plain"], tokens=3, cached=0, capacity=16
     )
-    cases["latent, long"] = lambda: case_latent_weights(
+    cases["latent weights"] = lambda: case_latent_weights(
         dtype, latent_form(4, 64, 32, 16, 16), first=5, cached=700, capacity=777
     )
-    cases["latent, long, first token"] = lambda: case_latent_weights(
+    cases["latent weights, first token"] = lambda: case_latent_weights(
         dtype, latent_form(2, 64, 32, 16, 16), first=0, cached=0, capacity=16
     )
     base = {"heads": 8, "kv_heads": 2, "cached": 45, "capacity": 64}
@@ -121,7 +121,7 @@ def real_cases(dtype: mx.Dtype) -> dict[str, Runner]:
             cached=2047,
             capacity=4096,
         ),
-        "latent deepseek, long": lambda: case_latent_weights(
+        "latent weights deepseek": lambda: case_latent_weights(
             dtype, latent_form(128, 1536, 512, 128, 64), first=0, cached=8191, capacity=9216
         ),
         "latent deepseek 4 tokens": lambda: case_latent_attention(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import pytest
 
-from macmoe.kernels import grouped_attention, latent_attention, source
+from macmoe.kernels import grouped_attention, source
 from tests.kernels.shapes import route_cases, small_cases
 from tests.metal import emulator
 
@@ -14,7 +14,6 @@ from tests.metal import emulator
 def few_parts(monkeypatch):
     """Cut caches into few parts: a GPU needs many to be busy, a test needs more than one."""
     monkeypatch.setattr(grouped_attention, "TARGET_GROUPS", 6)
-    monkeypatch.setattr(latent_attention, "PARTS", 3)
 
 
 @pytest.fixture

@@ -38,8 +38,8 @@ FAULTS = {
     "one key too many": ("attention", "sub < to;", "sub <= to;"),
     "one key too few": (
         "latent plain",
-        "uint(places[1]) + token + 1 - begin",
-        "uint(places[1]) + token - begin",
+        "uint(places[1]) + row / HEADS + 1",
+        "uint(places[1]) + row / HEADS",
     ),
     "the wrong scale": ("experts mxfp8", "? 16384.0f : 256.0f", "? 16384.0f : 128.0f"),
     "the low nibble twice": ("experts affine4", "word >> (4 * i)", "word >> (4 * (i / 2))"),
@@ -60,10 +60,10 @@ FAULTS = {
     ),
     "a part of the result is not written": (
         "latent plain",
-        "target[i] = O(total * SCALE);",
-        "if (i != 3) target[i] = O(total * SCALE);",
+        "target[i] = T(total * SCALE);",
+        "if (i != 3) target[i] = T(total * SCALE);",
     ),
-    "rows before the first one seen are weighed": ("latent, long", "i >= begin && i < end", "i < end"),
+    "rows before the first one seen are weighed": ("latent weights", "i >= begin && i < end", "i < end"),
     "tokens of an expert in one place": ("experts plain, 9 tokens", "simd_prefix_exclusive_sum(same)", "0"),
 }
 

@@ -12,7 +12,6 @@ from macmoe.decoding import choice
 from macmoe.decoding.examination import Verdict, examine, in_float32
 from macmoe.decoding.step import DecodeStep
 from macmoe.generate import generate
-from macmoe.kernels import latent_attention
 from macmoe.location import BUILT_IN
 from macmoe.sampling import Sampler, SamplingOptions
 
@@ -56,22 +55,6 @@ def test_greedy_tokens_are_those_of_the_modules(session_with_step, monkeypatch, 
     session.model.translation = (choice.identity(session.model), step)
     assert greedy(session, TOKENS) == plain
     assert len(launched) == TOKENS - 1
-
-
-def test_a_long_cache_of_latents_gives_the_same_tokens(session_with_step, monkeypatch):
-    session, step = session_with_step("tiny:deepseek-v3")
-    monkeypatch.setenv("MACMOE_KERNELS", "0")
-    plain = greedy(session, TOKENS)
-    monkeypatch.delenv("MACMOE_KERNELS")
-    monkeypatch.setattr(latent_attention, "LONG", 1)
-    longer = []
-    attend_long = latent_attention.attend_long
-    monkeypatch.setattr(
-        latent_attention, "attend_long", lambda *arguments: longer.append(1) or attend_long(*arguments)
-    )
-    session.model.translation = (choice.identity(session.model), step)
-    assert greedy(session, TOKENS) == plain
-    assert len(longer) == len(step.layers) * (TOKENS - 1)
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
