@@ -1,7 +1,6 @@
 """The token loop: token ids in, token ids out. Nothing here knows text."""
 
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -11,12 +10,15 @@ from macmoe.errors import UsageError
 from macmoe.families import Model
 from macmoe.kernels import source
 from macmoe.nn.cache import ModelCache
+from macmoe.pacing import in_step
 from macmoe.protocols import Cache, LanguageModel
 from macmoe.sampling import Sampler
 
 CHUNKS = (4096, 2048, 1024, 512)  # tokens per forward pass over a prompt
 # What a pass may hold beside weights and cache: more brings little, experts are read once per pass anyway.
 PREFILL_BYTES = 5 * 2**28
+# What it may hold before it waits for the GPU: less, because what is handed over last comes on top.
+AHEAD_BYTES = PREFILL_BYTES // 2
 
 ROOM = 1024  # tokens for which a cache makes room at first, if the answer may be that long
 
@@ -77,37 +79,20 @@ def prefill(
     chunk = chunk or prefill_chunk(model)
     begin = 0
     while begin + chunk < len(prompt):
-        with _in_step_with_gpu():
+        with in_step(AHEAD_BYTES):
             model.hidden(tokens[:, begin : begin + chunk], cache)
             mx.eval(cache.state)
         mx.clear_cache()
         begin += chunk
         if progress is not None:
             progress(begin, len(prompt))
-    with _in_step_with_gpu():
+    with in_step(AHEAD_BYTES):
         hidden = model.hidden(tokens[:, begin:], cache)
         logits = model.logits(hidden[:, -1:])[:, -1]
         mx.eval(logits)
     if progress is not None:
         progress(len(prompt), len(prompt))
     return logits
-
-
-@contextmanager
-def _in_step_with_gpu() -> Iterator[None]:
-    """Let a pass wait for the GPU where it holds more than half of `PREFILL_BYTES`.
-
-    A CUDA GPU is handed work far ahead, with memory for all of it; Metal is not. Half, because what is handed
-    over last comes on top.
-    """
-    if source.backend() != "cuda":
-        yield
-        return
-    limit = mx.set_memory_limit(mx.get_active_memory() + PREFILL_BYTES // 2)
-    try:
-        yield
-    finally:
-        mx.set_memory_limit(limit)
 
 
 def generate(

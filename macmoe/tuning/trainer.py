@@ -23,6 +23,7 @@ from macmoe.adapters.attach import arrays_of, put, taken
 from macmoe.adapters.files import save_adapter
 from macmoe.adapters.lora import LowRank
 from macmoe.errors import DatasetError, UsageError
+from macmoe.pacing import in_step
 from macmoe.tuning.batch import Batch, Sample
 from macmoe.tuning.config import TrainOptions
 from macmoe.tuning.loss import LossSums, loss_sums
@@ -40,6 +41,7 @@ from macmoe.tuning.step import Step, slashed
 
 BEST = "best"
 ROUTING_BATCHES = 16
+AHEAD_BYTES = 2**30  # what a step may hold before it waits for a CUDA GPU
 # Settings that may change when a run goes on; all others decide the result.
 FREE = ("save_every", "recompute", "sample_prompts", "sample_tokens", "trackers")
 
@@ -193,7 +195,7 @@ class Trainer:
         if self.progress.step == 0 and (self.out / STATE).exists():
             raise UsageError(f"{self.out}: holds a run already; resume it, or choose another folder")
         try:
-            with self.math.ready():
+            with self.math.ready(), in_step(AHEAD_BYTES):
                 self._loop()
         finally:
             put(self.adapters, self.factors)

@@ -30,11 +30,12 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optimizers
-from decode import peer_model, same_weights
 from mlx.utils import tree_flatten, tree_unflatten
 
 from macmoe.adapters.attach import attach, detach, select
 from macmoe.adapters.lora import LoraSpec
+from macmoe.bench.peer import peer_model
+from macmoe.bench.weights import random_model, shortened
 from macmoe.config import load_json
 from macmoe.location import ASSETS
 from macmoe.tuning.batch import ANSWER, Sample
@@ -45,6 +46,7 @@ RANK, SCALE = 8, 20.0
 ATTENTION = tuple(f"self_attn.{name}_proj" for name in "qkvo")
 # The peer's and our names of the experts.
 EXPERTS = {"gpt_oss": "mlp.experts", "qwen3_moe": "mlp.switch_mlp"}
+TRAINERS = ["macmoe", "mlx-lm", "mlx-lm, checkpointing", "macmoe, nothing again"]
 CASES = {"attention": False, "attention + experts": True}  # whether experts are adapted
 SMALL: dict[str, Any] = {"hidden_size": 128, "vocab_size": 16384, "num_attention_heads": 4, "head_dim": 64}
 SMALL |= {"num_key_value_heads": 2, "intermediate_size": 128, "moe_intermediate_size": 64}
@@ -189,8 +191,10 @@ def measure(run: Callable[[Callable[[float], None]], None], weights: int, runs: 
     runs.seconds += [later - earlier for earlier, later in itertools.pairwise(moments)]
 
 
-def compare(setting: Setting, models: tuple[nn.Module, Any], rounds: int, until: float) -> dict[str, Any]:
-    """Let the trainers take turns."""
+def compare(
+    setting: Setting, models: tuple[nn.Module, Any], names: list[str], rounds: int, until: float
+) -> dict[str, Any]:
+    """Let the trainers of these names take turns."""
     peer, ours = models
     arrays: Any = tree_flatten(ours.parameters())
     weights = sum(array.nbytes for _, array in arrays)
@@ -200,11 +204,13 @@ def compare(setting: Setting, models: tuple[nn.Module, Any], rounds: int, until:
         "mlx-lm, checkpointing": lambda report: run_peer(peer, setting, report, again=True),
         "macmoe, nothing again": lambda report: run_ours(ours, setting, report, again=False),
     }
+    trainers = {name: trainers[name] for name in names}
     found = {name: Runs() for name in trainers}
     for number in range(rounds):
         for name, run in trainers.items():
             if found[name].error is None and (number == 0 or time.monotonic() < until):
                 measure(run, weights, found[name])
+                print(f"  round {number + 1}, {name}: {found[name]}", flush=True)
     batch = setting.rows * setting.length
     results: dict[str, Any] = {}
     for name, runs in found.items():
@@ -244,17 +250,12 @@ def models_of(name: str, layers: int, *, small: bool) -> tuple[dict[str, Any], n
     """Return a shape's configuration, the peer's model and ours."""
     config = load_json(ASSETS / "configs" / f"{name}.json")
     config.pop("quantization_config", None)
-    config["num_hidden_layers"] = layers
-    if "layer_types" in config:
-        config["layer_types"] = config["layer_types"][:layers]
+    config = shortened(config, layers)
     if small:
         config |= {key: value for key, value in SMALL.items() if key in config}
         config |= FEWER[config["model_type"]]
-    peer = peer_model(config)
-    if small:
-        peer.set_dtype(mx.float32)
-    ours = same_weights(peer, config)
-    return config, peer, ours
+    ours = random_model(config, mx.float32 if small else mx.bfloat16)
+    return config, peer_model(ours, config), ours
 
 
 def main() -> None:
@@ -270,6 +271,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=170, help="start no further round after these")
+    parser.add_argument("--trainers", nargs="+", default=TRAINERS, choices=TRAINERS)
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     began = time.monotonic()
@@ -278,13 +281,21 @@ def main() -> None:
     report |= {"layers": options.layers, "rows": options.rows, "length": length}
     for place, shape in enumerate(options.shapes, 1):
         config, *models = models_of(shape, options.layers, small=options.small)
-        for part, (case, experts) in enumerate(CASES.items(), 1):
-            share = (place - 1 + part / len(CASES)) / len(options.shapes)
+        for part, case in enumerate(options.cases, 1):
+            share = (place - 1 + part / len(options.cases)) / len(options.shapes)
             setting = Setting(
-                config=config, length=length, rows=options.rows, steps=options.steps, experts=experts
+                config=config,
+                length=length,
+                rows=options.rows,
+                steps=options.steps,
+                experts=CASES[case],
             )
             results = compare(
-                setting, (models[0], models[1]), options.rounds, began + share * options.seconds
+                setting,
+                (models[0], models[1]),
+                options.trainers,
+                options.rounds,
+                began + share * options.seconds,
             )
             report[f"{shape}, {case}"] = results
             print("\n".join(table(f"{shape}, {case}", results)), flush=True)
