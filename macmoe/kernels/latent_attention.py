@@ -288,6 +288,9 @@ def attend(absorbed: mx.array, cache: mx.array, places: mx.array, form: Form) ->
         places: See `prepare`.
         form: The arrangement.
     """
+    # Only operations that read the buffer as it lies may take it: a copy, such as MLX's products make of rows
+    # with gaps, would depend on nothing that `prepare` returns, and could come before it. So the values are
+    # cut out of the result.
     keys = cache[0, 0]
     scores = absorbed @ keys.T  # [tokens * heads, capacity]
     constants = {
@@ -304,4 +307,4 @@ def attend(absorbed: mx.array, cache: mx.array, places: mx.array, form: Form) ->
         groups=(scores.shape[0], 1, 1),
         threads=THREADS,
     )
-    return weights @ keys[:, : form.latent]
+    return (weights @ keys)[:, : form.latent]
