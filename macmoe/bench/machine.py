@@ -52,7 +52,7 @@ class Checked:
         """What the check means."""
         if self.verdict is None:
             return "none for this model"
-        if not self.verdict.right:
+        if self.verdict.wrong:
             return WRONG
         return OK if self.verdict.use else SLOWER
 

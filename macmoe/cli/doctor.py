@@ -11,7 +11,7 @@ from macmoe.bench.machine import OK, WRONG, Checked, Machine, check, kernels_off
 from macmoe.cli.loading import open_session
 from macmoe.cli.options import no_kernels_option
 from macmoe.cli.terminal import size
-from macmoe.decoding.examination import Verdict
+from macmoe.decoding.examination import Check
 from macmoe.location import BUILT_IN
 
 BYTES_FROM = 1 << 20  # limits of the device from here on are bytes
@@ -63,12 +63,18 @@ def _kernel_rows(checked: Checked) -> list[tuple[str, str]]:
     verdict = checked.verdict
     if verdict is None:
         return [(checked.model, "no kernels for its form; plain operations are used")]
-    rows = [(f"{checked.model}, {kind}", _judged(verdict, kind)) for kind in verdict.errors]
-    times = f"{1e3 * verdict.seconds:.2f} ms with kernels, {1e3 * verdict.plain_seconds:.2f} ms without"
+    rows = [(f"{checked.model}, {kind}", _judged(check)) for kind, check in verdict.checks.items()]
     used = "used" if verdict.use else "not used"
+    times = _times(verdict.seconds, verdict.plain_seconds)
     return [*rows, (f"{checked.model}, one token", f"{checked.outcome}, {used}: {times}")]
 
 
-def _judged(verdict: Verdict, kind: str) -> str:
-    error, allowed = verdict.errors[kind], verdict.bounds[kind]
-    return f"{WRONG if kind in verdict.wrong else OK} (relative error {error:.1e}, allowed {allowed:.1e})"
+def _judged(check: Check) -> str:
+    return (
+        f"{OK if check.right else WRONG} (relative error {check.error:.1e}, allowed {check.bound:.1e}): "
+        f"{_times(check.seconds, check.plain_seconds)}"
+    )
+
+
+def _times(seconds: float, plain_seconds: float) -> str:
+    return f"{1e3 * seconds:.2f} ms with kernels, {1e3 * plain_seconds:.2f} ms without"

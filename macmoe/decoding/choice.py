@@ -48,7 +48,7 @@ def _accepted(verdict: Verdict) -> bool:
     """Return whether to use the kernels; say so if they are wrong, which nobody expects."""
     if verdict.wrong:
         found = ", ".join(
-            f"{kind} {error:.1e}, allowed {verdict.bounds[kind]:.1e}" for kind, error in verdict.wrong.items()
+            f"{kind} {check.error:.1e}, allowed {check.bound:.1e}" for kind, check in verdict.wrong.items()
         )
         logger.warning(
             "kernels are not used for this model: their errors are too large on this device (%s); "
@@ -89,8 +89,8 @@ def remembered_verdict(model: Model, step: DecodeStep, *, fresh: bool = False) -
 
 def _read_verdict(path: Path) -> Verdict | None:
     try:
-        return Verdict(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):  # none yet, or not ours
+        return Verdict.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # none yet, or not ours
         return None
 
 

@@ -7,9 +7,10 @@ error is no larger than rounding in that type explains: about as large as that o
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -31,55 +32,79 @@ FLOORS = {mx.float32: 1e-4, mx.float16: 2e-3, mx.bfloat16: 1e-2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """What an examination found.
+class Check:
+    """What was found of one kind of sublayer.
 
     Attributes:
-        errors: Of the kernels by kind of sublayer, relative to the module in float32.
-        bounds: What they may be at most.
-        seconds: Of one token with kernels.
-        plain_seconds: Of one token without.
+        error: Of the kernels, relative to the module in float32, in the median token.
+        bound: What it may be at most.
+        seconds: Of one token with kernels, waiting for the device included.
+        plain_seconds: Of one token in the module.
     """
 
-    errors: dict[str, float]
-    bounds: dict[str, float]
+    error: float
+    bound: float
     seconds: float
     plain_seconds: float
 
     @property
     def right(self) -> bool:
-        """Whether every sublayer is within its bound."""
-        return not self.wrong
+        """Whether the error is within the bound."""
+        return self.error <= self.bound
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What an examination found.
+
+    Attributes:
+        checks: By kind of sublayer.
+        seconds: Of one token through the whole model with kernels.
+        plain_seconds: Of one token without.
+    """
+
+    checks: dict[str, Check]
+    seconds: float
+    plain_seconds: float
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Verdict":
+        """Take what `dataclasses.asdict` made of a verdict."""
+        checks = {kind: Check(**check) for kind, check in data["checks"].items()}
+        return cls(**{**data, "checks": checks})
 
     @property
-    def wrong(self) -> dict[str, float]:
-        """The errors beyond their bounds."""
-        return {kind: error for kind, error in self.errors.items() if not error <= self.bounds[kind]}
+    def wrong(self) -> dict[str, Check]:
+        """The checks that failed."""
+        return {kind: check for kind, check in self.checks.items() if not check.right}
 
     @property
     def use(self) -> bool:
         """Whether to use the kernels."""
-        return self.right and self.seconds < self.plain_seconds
+        return not self.wrong and self.seconds < self.plain_seconds
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outputs:
-    """A sublayer's outputs for some tokens, three times."""
+@dataclass(slots=True)
+class Run:
+    """What some way to compute a sublayer gave for each token, and the seconds it took."""
 
-    kernels: list[mx.array]
-    modules: list[mx.array]
-    exact: list[mx.array]
+    outputs: list[mx.array] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
 
-    def errors(self) -> tuple[float, float]:
-        """Return the relative errors of kernels and modules in the median token.
+    def take(self, compute: Callable[[], mx.array]) -> None:
+        """Compute one more token."""
+        began = time.perf_counter()
+        output = compute()
+        mx.eval(output)
+        self.seconds.append(time.perf_counter() - began)
+        self.outputs.append(output)
+
+    def error(self, exact: "Run") -> float:
+        """Return the relative error in the median token.
 
         The median: a token whose experts are nearly tied may be sent to others by rounding.
         """
-        return _error(self.kernels, self.exact), _error(self.modules, self.exact)
-
-
-def _error(found: list[mx.array], exact: list[mx.array]) -> float:
-    return statistics.median(_difference(got, wanted) for got, wanted in zip(found, exact, strict=True))
+        return statistics.median(map(_difference, self.outputs, exact.outputs))
 
 
 def _difference(got: mx.array, wanted: mx.array) -> float:
@@ -88,28 +113,30 @@ def _difference(got: mx.array, wanted: mx.array) -> float:
     return math.inf if math.isnan(error) else float(error)
 
 
+def _judge(kernels: Run, modules: Run, exact: Run, dtype: mx.Dtype) -> Check:
+    return Check(
+        error=kernels.error(exact),
+        bound=max(FLOORS[dtype], MARGIN * modules.error(exact)),
+        seconds=statistics.median(kernels.seconds),
+        plain_seconds=statistics.median(modules.seconds),
+    )
+
+
 def examine(model: Model, step: DecodeStep) -> Verdict:
     """Judge the kernels of a model, one sublayer of each kind, and time one token both ways."""
     for experts in mixtures(model):
         experts.use_kernels = False  # the modules are what the kernels are compared with
-    outputs: dict[str, Outputs] = {}
+    checks: dict[str, Check] = {}
     for index, layer in enumerate(step.layers):
         kinds = (f"attention, window {layer.window}", type(layer.feed_forward).__name__.lower())
-        if kinds[0] not in outputs:
-            outputs[kinds[0]] = _of_attention(model, index, layer)
-        if kinds[1] not in outputs:
-            outputs[kinds[1]] = _of_feed_forward(model, index, layer)
+        if kinds[0] not in checks:
+            checks[kinds[0]] = _check_attention(model, index, layer)
+        if kinds[1] not in checks:
+            checks[kinds[1]] = _check_feed_forward(model, index, layer)
     for experts in mixtures(model)[:1]:
-        outputs["several tokens"] = _of_several_tokens(experts, _dtype(model))
-    found = {kind: each.errors() for kind, each in outputs.items()}
-    floor = FLOORS[_dtype(model)]
+        checks["several tokens"] = _check_several_tokens(experts, _dtype(model))
     seconds, plain_seconds = _times(model, step)
-    return Verdict(
-        errors={kind: kernels for kind, (kernels, _) in found.items()},
-        bounds={kind: max(floor, MARGIN * modules) for kind, (_, modules) in found.items()},
-        seconds=seconds,
-        plain_seconds=plain_seconds,
-    )
+    return Verdict(checks=checks, seconds=seconds, plain_seconds=plain_seconds)
 
 
 def mixtures(model: Model) -> list[Experts]:
@@ -142,7 +169,7 @@ def _noise(model: Model, seed: int) -> mx.array:
     return mx.random.normal((1, len(weight)), key=mx.random.key(seed)).astype(weight.dtype)
 
 
-def _of_attention(model: Model, index: int, layer: Layer) -> Outputs:
+def _check_attention(model: Model, index: int, layer: Layer) -> Check:
     """Feed tokens one by one, so that no product needs another of MLX's kernels, and keep the last ones."""
     module = model.model.layers[index].self_attn
     tokens = [_noise(model, token) for token in range(PAST + TOKENS)]
@@ -154,63 +181,64 @@ def _of_attention(model: Model, index: int, layer: Layer) -> Outputs:
         exact = _attend(module, [x.astype(mx.float32) for x in tokens], layer.window, fresh_cache())
     cache = fresh_cache()
     _attend(module, tokens[:PAST], layer.window, cache)
-    return Outputs(
-        kernels=_attend_with_kernels(layer, tokens[PAST:], cache),
-        modules=_attend(module, tokens, layer.window, fresh_cache())[PAST:],
-        exact=exact[PAST:],
+    return _judge(
+        _attend_with_kernels(layer, tokens[PAST:], cache),
+        _attend(module, tokens, layer.window, fresh_cache()),
+        exact,
+        _dtype(model),
     )
 
 
-def _attend(
-    module: nn.Module, tokens: list[mx.array], window: int | None, cache: LayerCache
-) -> list[mx.array]:
-    """Return what the module makes of tokens one by one, from the start of a conversation."""
-    outputs = []
+def _attend(module: nn.Module, tokens: list[mx.array], window: int | None, cache: LayerCache) -> Run:
+    """Compute tokens one by one with the module, from the start of a conversation, and keep the last ones."""
+    run = Run()
     for place, x in enumerate(tokens):
         here = Positions(offset=place, length=1, left_padding=None, start=place)
-        outputs.append(module(x[None], here.mask(window), here, cache))
-        mx.eval(outputs[-1])
-    return outputs
+        run.take(partial(module, x[None], here.mask(window), here, cache))
+    return Run(run.outputs[PAST:], run.seconds[PAST:])
 
 
-def _attend_with_kernels(layer: Layer, tokens: list[mx.array], cache: LayerCache) -> list[mx.array]:
-    """Return what the kernels make of the tokens after the past."""
-    outputs = []
+def _attend_with_kernels(layer: Layer, tokens: list[mx.array], cache: LayerCache) -> Run:
+    """Compute the tokens after the past with the kernels."""
+    run = Run()
     bias = layer.attention.output.bias
     for place, x in enumerate(tokens, PAST):
         room = cache.open(1)
-        y = layer.attention(x, room.buffers, mx.array([place, room.row, room.first], dtype=mx.int32))
-        outputs.append(y if bias is None else y + bias)
-        mx.eval(outputs[-1])  # before the next token's row is written into the same buffers
+        places = mx.array([place, room.row, room.first], dtype=mx.int32)
+        run.take(partial(layer.attention, x, room.buffers, places))
         cache.advance(1)
-    return outputs
+    if bias is not None:  # which the step adds with the residual stream
+        run.outputs = [output + bias for output in run.outputs]
+    return run
 
 
-def _of_feed_forward(model: Model, index: int, layer: Layer) -> Outputs:
+def _check_feed_forward(model: Model, index: int, layer: Layer) -> Check:
     module = model.model.layers[index].mlp
-    inputs = [_noise(model, token) for token in range(TOKENS)]
+    kernels, modules, exact = Run(), Run(), Run()
+    tokens = [_noise(model, token) for token in range(TOKENS)]
     with in_float32(module):
-        exact = [module(x.astype(mx.float32)[None]) for x in inputs]
-    return Outputs(
-        kernels=[layer.feed_forward(x) for x in inputs],
-        modules=[module(x[None]) for x in inputs],
-        exact=exact,
-    )
+        for x in tokens:
+            exact.take(partial(module, x[None].astype(mx.float32)))
+    for x in tokens:
+        modules.take(partial(module, x[None]))
+        kernels.take(partial(layer.feed_forward, x))
+    return _judge(kernels, modules, exact, _dtype(model))
 
 
-def _of_several_tokens(experts: Experts, dtype: mx.Dtype) -> Outputs:
+def _check_several_tokens(experts: Experts, dtype: mx.Dtype) -> Check:
     count, dim = experts.gate_up_proj.weight.shape[0], experts.down_proj.weight.shape[1]
-    x, weights = mx.random.normal((TOKENS, dim), key=mx.random.key(0)).astype(dtype), mx.ones((TOKENS, 2))
-    chosen = mx.random.randint(0, count, (TOKENS, 2), key=mx.random.key(1)).astype(mx.uint32)
+    weights = mx.ones((TOKENS, 2))
     stacks = experts.stacks(dtype)
     assert stacks is not None, "a model with a translation has stacks"
-    with in_float32(experts):
-        exact = experts(x.astype(mx.float32), chosen, weights)
-    return Outputs(
-        kernels=list(experts.few(x, chosen, weights, stacks)),
-        modules=list(experts(x, chosen, weights)),
-        exact=list(exact),
-    )
+    kernels, modules, exact = Run(), Run(), Run()
+    for number in range(TOKENS):
+        x = mx.random.normal((TOKENS, dim), key=mx.random.key(number)).astype(dtype)
+        chosen = mx.random.randint(0, count, (TOKENS, 2), key=mx.random.key(number)).astype(mx.uint32)
+        with in_float32(experts):
+            exact.take(partial(experts, x.astype(mx.float32), chosen, weights))
+        modules.take(partial(experts, x, chosen, weights))
+        kernels.take(partial(experts.few, x, chosen, weights, stacks))
+    return _judge(kernels, modules, exact, dtype)
 
 
 def _times(model: Model, step: DecodeStep) -> tuple[float, float]:

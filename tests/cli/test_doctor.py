@@ -9,14 +9,19 @@ import pytest
 
 from macmoe.bench import machine
 from macmoe.decoding import choice
-from macmoe.decoding.examination import Verdict
+from macmoe.decoding.examination import Check, Verdict
 from tests.recorded import record_launches
 
 MODELS = ("tiny:gpt-oss", "tiny:qwen3", "tiny:deepseek-v3")
-BOUNDS = {"attention": 5e-2, "sparse": 5e-2}
-GOOD = Verdict(errors={"attention": 1e-3, "sparse": 2e-3}, bounds=BOUNDS, seconds=1e-3, plain_seconds=3e-3)
-WRONG = Verdict(errors={"attention": 1e-3, "sparse": 2e-1}, bounds=BOUNDS, seconds=1e-3, plain_seconds=3e-3)
-SLOW = Verdict(errors={"attention": 1e-3, "sparse": 2e-3}, bounds=BOUNDS, seconds=4e-3, plain_seconds=3e-3)
+
+
+def check(error):
+    return Check(error=error, bound=5e-2, seconds=1e-3, plain_seconds=3e-3)
+
+
+GOOD = Verdict(checks={"attention": check(1e-3), "sparse": check(2e-3)}, seconds=1e-3, plain_seconds=3e-3)
+WRONG = Verdict(checks={"attention": check(1e-3), "sparse": check(2e-1)}, seconds=1e-3, plain_seconds=3e-3)
+SLOW = Verdict(checks={"attention": check(1e-3), "sparse": check(2e-3)}, seconds=4e-3, plain_seconds=3e-3)
 
 
 @pytest.fixture
@@ -58,7 +63,9 @@ def test_each_kind_of_layer_of_each_built_in_model_gets_a_line(macmoe, on_gpu):
         assert [row.split("  ")[0] for row in rows] == [
             f"{model}, {what}" for what in ("attention", "sparse", "one token")
         ]
-        assert rows[0].endswith("ok (relative error 1.0e-03, allowed 5.0e-02)")
+        assert rows[0].endswith(
+            "ok (relative error 1.0e-03, allowed 5.0e-02): 1.00 ms with kernels, 3.00 ms without"
+        )
         assert rows[2].endswith("ok, used: 1.00 ms with kernels, 3.00 ms without")
     assert asked == [False] * 3
 

@@ -9,7 +9,7 @@ import pytest
 
 import macmoe
 from macmoe.decoding import choice
-from macmoe.decoding.examination import Verdict, examine, in_float32
+from macmoe.decoding.examination import Check, Verdict, examine, in_float32
 from macmoe.decoding.step import DecodeStep
 from macmoe.generate import generate
 from macmoe.location import BUILT_IN
@@ -32,6 +32,12 @@ def session_with_step(emulate):
         return session, step
 
     return load
+
+
+def verdict_of(error, *, seconds):
+    """Return a verdict on kernels, where the modules take two seconds."""
+    check = Check(error=error, bound=1e-4, seconds=seconds, plain_seconds=2.0)
+    return Verdict(checks={"sparse": check}, seconds=seconds, plain_seconds=2.0)
 
 
 def greedy(session, count):
@@ -61,11 +67,11 @@ def test_greedy_tokens_are_those_of_the_modules(session_with_step, monkeypatch, 
 def test_self_check_accepts_right_kernels_and_refuses_wrong_ones(session_with_step, name):
     session, step = session_with_step(name)
     verdict = examine(session.model, step)
-    assert verdict.right
-    assert len(verdict.errors) >= 3
-    assert not Verdict(errors={"a": 1.0}, bounds={"a": 1e-4}, seconds=1.0, plain_seconds=2.0).use
-    assert not Verdict(errors={"a": float("nan")}, bounds={"a": 1e-4}, seconds=1.0, plain_seconds=2.0).use
-    assert not Verdict(errors={"a": 0.0}, bounds={"a": 1e-4}, seconds=2.0, plain_seconds=1.0).use
+    assert not verdict.wrong
+    assert len(verdict.checks) >= 3
+    assert not verdict_of(1.0, seconds=1.0).use
+    assert not verdict_of(float("nan"), seconds=1.0).use
+    assert not verdict_of(0.0, seconds=3.0).use
     assert mx.default_device() == mx.Device(mx.cpu)
 
 
@@ -88,12 +94,11 @@ def test_a_module_in_float32_gets_its_numbers_back(session_with_step):
 
 
 def test_a_refusal_for_errors_is_said_and_one_for_time_is_not(caplog):
-    fast, slow = {"seconds": 1.0, "plain_seconds": 2.0}, {"seconds": 2.0, "plain_seconds": 1.0}
-    assert not choice._accepted(Verdict(errors={"sparse": 0.25}, bounds={"sparse": 1e-4}, **fast))
+    assert not choice._accepted(verdict_of(0.25, seconds=1.0))
     assert "sparse 2.5e-01" in caplog.text
     caplog.clear()
-    assert not choice._accepted(Verdict(errors={"sparse": 0.0}, bounds={"sparse": 1e-4}, **slow))
-    assert choice._accepted(Verdict(errors={"sparse": 0.0}, bounds={"sparse": 1e-4}, **fast))
+    assert not choice._accepted(verdict_of(0.0, seconds=3.0))
+    assert choice._accepted(verdict_of(0.0, seconds=1.0))
     assert caplog.text == ""
 
 
