@@ -196,9 +196,10 @@ def peak_memory() -> int:
 
 def report(conversion: Conversion, output: Output, seconds: float) -> str:
     """Say in one line what a conversion did."""
+    stored, bits = size(stored_bytes(output).total()), bits_per_weight(conversion, output)
     return (
         f"{count_of_tensors(output):,} tensors, {size(conversion.source_bytes)} in, "
-        f"{size(stored_bytes(output).total())} out, {bits_per_weight(conversion, output):.2f} bits per weight, "
+        f"{stored} out, {bits:.2f} bits per weight, "
         f"peak memory {size(peak_memory())}, {seconds:.1f} s"
     )
 

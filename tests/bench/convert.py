@@ -6,9 +6,9 @@ FOLDER is what make_checkpoint.py wrote, or any hub folder; the output goes besi
 source is read once beforehand, so that it is in the page cache; then all take turns. Throughput is the bytes
 of the source per second of wall time. Peak memory is that of the converting process.
 
-A virtual machine gives memory that was freed back to its host, beginning some seconds later, and takes several
-times as long to use it again. The pages of a removed output are free: a fast command gets them back at once, a
-slower one loses them on its way. PAUSE seconds (10) before each command let all begin alike.
+A virtual machine gives memory that was freed back to its host, beginning some seconds later, and takes
+several times as long to use it again. The pages of a removed output are free: a fast command gets them
+back at once, a slower one loses them on its way. PAUSE seconds (10) before each command let all begin alike.
 """
 
 from __future__ import annotations
