@@ -208,7 +208,7 @@ class GrowingFile:
         self._file = path.open("ab", buffering=0)
         self._name, self._journal, self._digest = path.name, journal, digest
         self._writer, self._hasher = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-        self._waiting: deque[Future[None]] = deque()
+        self._waiting: deque[tuple[int, Future[None], Future[str]]] = deque()
 
     @property
     def digest(self) -> str:
@@ -221,20 +221,25 @@ class GrowingFile:
         Raises:
             OSError: The disk is full, or fails; perhaps for what was handed over before.
         """
-        self._waiting.append(self._writer.submit(self._write, data, self._hasher.submit(self._hash, data)))
+        writing, hashing = self._writer.submit(self._write, data), self._hasher.submit(self._hash, data)
+        self._waiting.append((len(data), writing, hashing))
         if len(self._waiting) > WAITING:
-            self._waiting.popleft().result()
+            self._settle()
 
     def _hash(self, data: memoryview) -> str:
         self._digest.update(data)
         return self._digest.hexdigest()
 
-    def _write(self, data: memoryview, hashing: "Future[str]") -> None:
-        rest = data
-        while rest:
-            rest = rest[self._file.write(rest) :]
-        self._length += len(data)
-        digest = hashing.result()  # so that neither thread runs ahead
+    def _write(self, data: memoryview) -> None:
+        while data:
+            data = data[self._file.write(data) :]
+
+    def _settle(self) -> None:
+        """Wait until the oldest piece is written and hashed; note it where a span is complete."""
+        size, writing, hashing = self._waiting.popleft()
+        writing.result()
+        digest = hashing.result()
+        self._length += size
         if self._length - self._noted >= SPAN_BYTES:
             self._note(digest)
 
@@ -252,6 +257,6 @@ class GrowingFile:
         """
         with self._file, self._writer, self._hasher:
             while self._waiting:
-                self._waiting.popleft().result()
+                self._settle()
             if self._length > self._noted:
                 self._note(self.digest)

@@ -207,7 +207,7 @@ def mxfp4_blocks(blocks: Rows, scales: Rows) -> Tensor:
             f"blocks {list(blocks.shape)} and scales {list(scales.shape)} do not belong together"
         )
     words = (scales.shape[-1] * MXFP4_BLOCK_BYTES // 4,)
-    codes = blocks.map(lambda array: array.view("<u4").reshape(*array.shape[:-2], *words), "U32", deeper=True)
+    codes = blocks.map(lambda array: array.view("<u4").reshape(*array.shape[:-2], *words), "U32")
     return Tensor(parts={"weight": codes, "scales": scales}, packing=MXFP4)
 
 

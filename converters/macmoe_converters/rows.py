@@ -6,7 +6,7 @@ no FP8: those travel as unsigned integers of the same width, and `dtype` says wh
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
@@ -29,7 +29,7 @@ CARRIERS = {
     "U32": np.dtype("<u4"),
     "F32": np.dtype("<f4"),
 }
-CHUNK_BYTES = 512 << 10  # read at a time, or one row if that is more: stays in a cache on its way
+CHUNK_BYTES = 4 << 20  # read at a time, or one row if that is more (docs/decisions/0013)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,13 +40,11 @@ class Rows:
         info: Type, in safetensors' spelling, and shape.
         read: Returns rows [begin, end), in the type's carrier; a scalar counts as one row.
         joined: The arrays whose bytes, one after the other, are those of this one; mostly none.
-        finer: Returns the same bytes as rows of the second axis, if they can be read so; mostly None.
     """
 
     info: TensorInfo
     read: Callable[[int, int], Array]
     joined: Sequence["Rows"] = ()
-    finer: Callable[[], "Rows"] | None = None
 
     @property
     def dtype(self) -> str:
@@ -92,23 +90,17 @@ class Rows:
 
     def pieces(self) -> Iterator[tuple[int, Callable[[], Array]]]:
         """Cut the bytes into pieces, none joined before it is needed: the size of each, and its reading."""
-        arrays = self._in_smaller_rows()
-        for array in arrays:
+        for array in self.joined:
             yield from array.pieces()
-        if not arrays:
+        if not self.joined:
             for begin, end in self.slices():
                 yield (end - begin) * self.row_bytes, partial(self.read, begin, end)
-
-    def _in_smaller_rows(self) -> Sequence["Rows"]:
-        if self.joined or self.finer is None or self.row_bytes <= CHUNK_BYTES:
-            return self.joined
-        return (self.finer(),)
 
     @property
     def piece_bytes(self) -> int:
         """Size of the largest piece."""
         own = min(self.slice_rows, len(self)) * self.row_bytes
-        return max((array.piece_bytes for array in self._in_smaller_rows()), default=own)
+        return max((array.piece_bytes for array in self.joined), default=own)
 
     def within(self, begin: int, end: int) -> "Rows":
         """Return some of the rows."""
@@ -130,21 +122,9 @@ class Rows:
             read=lambda begin, end: self.read(begin * each, end * each).reshape(-1, *info.shape[1:]),
         )
 
-    def map(
-        self, change: Callable[[Array], Array], dtype: str | None = None, *, deeper: bool = False
-    ) -> "Rows":
-        """Apply what leaves every row where it is; see `together`.
-
-        Args:
-            change: Maps [rows, ...] to [rows, ...].
-            dtype: Type of the result; None: that of the array.
-            deeper: Whether the rows of the second axis, too, are changed each by itself.
-        """
-        found = together([self], change, dtype)
-        if not deeper or self.finer is None:
-            return found
-        finer = self.finer
-        return replace(found, finer=lambda: finer().map(change, dtype))
+    def map(self, change: Callable[[Array], Array], dtype: str | None = None) -> "Rows":
+        """Apply what leaves every row where it is; see `together`."""
+        return together([self], change, dtype)
 
 
 def stored(shards: Shards, name: str) -> Rows:
@@ -156,14 +136,6 @@ def stored(shards: Shards, name: str) -> Rows:
     info = shards.tensors[name]
     if info.dtype not in CARRIERS:
         raise ValueError(f"it is stored as {info.dtype}, which is no type of weights")
-    array = _stored(shards, name, info)
-    if len(info.shape) < 3:
-        return array
-    finer = TensorInfo(dtype=info.dtype, shape=(info.shape[0] * info.shape[1], *info.shape[2:]))
-    return replace(array, finer=lambda: _stored(shards, name, finer))
-
-
-def _stored(shards: Shards, name: str, info: TensorInfo) -> Rows:
     row_bytes = info.nbytes // max(info.shape[0] if info.shape else 1, 1)
 
     def read(begin: int, end: int) -> Array:
@@ -220,18 +192,7 @@ def stacked(arrays: Sequence[Rows], count: int) -> Rows:
 
 def even_then_odd(array: Rows) -> Rows:
     """Reorder the second axis of [count, n, ...]: its even rows, then its odd ones."""
-    found = array.map(lambda some: np.concatenate([some[:, ::2], some[:, 1::2]], axis=1))
-    if array.finer is None:
-        return found
-    count, height, *rest = array.shape
-    rows = array.finer()
-
-    def every_second(first: int, number: int) -> Rows:
-        info = TensorInfo(dtype=array.dtype, shape=(number, *rest))
-        return Rows(info=info, read=lambda begin, end: rows.read(first + 2 * begin, first + 2 * end - 1)[::2])
-
-    halves = [every_second(i * height + odd, (height + 1 - odd) // 2) for i in range(count) for odd in (0, 1)]
-    return replace(found, joined=halves)
+    return array.map(lambda some: np.concatenate([some[:, ::2], some[:, 1::2]], axis=1))
 
 
 def unstacked(array: Rows, each: int) -> list[Rows]:

@@ -19,7 +19,7 @@ from macmoe.errors import UsageError
 from macmoe.location import find_model
 from macmoe_converters import KEEP, LEARNED, RECIPES, Conversion, open_conversion
 from macmoe_converters.conversion import MACMOE
-from macmoe_converters.sink import SHARD_BYTES, free_bytes, is_finished
+from macmoe_converters.sink import SHARD_BYTES, Output, free_bytes, is_finished
 from macmoe_converters.targets import ENCODERS
 from macmoe_converters.verify import verify
 
@@ -122,7 +122,8 @@ def command(
             f"{source}: is a macmoe checkpoint already; use it as it is, or pack it smaller with --quantize"
         )
     if out is None or dry_run:
-        click.echo(summary(conversion, shard_size, out or Path.cwd() / "out"))
+        output = conversion.output(shard_size, to)
+        click.echo(summary(conversion, output, free_bytes(out or Path.cwd() / "out")))
         return
     if not (proves and is_finished(conversion.output(shard_size, to), out)):
         _write(
@@ -136,7 +137,8 @@ def command(
                 force=force,
             ),
         )
-        note(f"{out}: {report(conversion, time.monotonic() - begin)}")
+        output = conversion.output(shard_size, to)
+        note(f"{out}: {report(conversion, output, time.monotonic() - begin)}")
     if proves:
         _prove(conversion, out, to)
     if report_file or plot:
@@ -165,14 +167,23 @@ def _write(out: Path, write: Callable[..., None]) -> None:
         raise
 
 
-def total_bytes(conversion: Conversion) -> int:
-    """Return the bytes of all tensors."""
-    return sum(info.nbytes for info in conversion.infos.values())
+def stored_bytes(output: Output) -> Counter[str]:
+    """Return the bytes of all tensors, by their type."""
+    stored: Counter[str] = Counter()
+    for shard in output.shards:
+        for tensor in shard.tensors.values():
+            stored[tensor.rows.dtype] += tensor.rows.info.nbytes
+    return stored
 
 
-def bits_per_weight(conversion: Conversion) -> float:
+def bits_per_weight(conversion: Conversion, output: Output) -> float:
     """Return the stored bits per weight, scales included."""
-    return 8 * total_bytes(conversion) / conversion.weights
+    return 8 * stored_bytes(output).total() / conversion.weights
+
+
+def count_of_tensors(output: Output) -> int:
+    """Return how many tensors there are in all files."""
+    return sum(len(shard.tensors) for shard in output.shards)
 
 
 def peak_memory() -> int:
@@ -183,34 +194,32 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def report(conversion: Conversion, seconds: float) -> str:
+def report(conversion: Conversion, output: Output, seconds: float) -> str:
     """Say in one line what a conversion did."""
+    stored, bits = size(stored_bytes(output).total()), bits_per_weight(conversion, output)
     return (
-        f"{len(conversion.infos):,} tensors, {size(conversion.source_bytes)} in, "
-        f"{size(total_bytes(conversion))} out, {bits_per_weight(conversion):.2f} bits per weight, "
+        f"{count_of_tensors(output):,} tensors, {size(conversion.source_bytes)} in, "
+        f"{stored} out, {bits:.2f} bits per weight, "
         f"peak memory {size(peak_memory())}, {seconds:.1f} s"
     )
 
 
-def summary(conversion: Conversion, shard_size: int, out: Path) -> str:
-    """Describe what a conversion reads and would write."""
-    output = conversion.output(shard_size)
-    stored: Counter[str] = Counter()
-    for info in conversion.infos.values():
-        stored[info.dtype] += info.nbytes
-    packings: dict[str, object] = conversion.config.get("quantization", {})
+def summary(conversion: Conversion, output: Output, free: int) -> str:
+    """Describe what a conversion reads and would write to a disk with so many free bytes."""
+    stored = stored_bytes(output)
+    packings: Mapping[str, object] = output.documents["config.json"].get("quantization", {})
     packed = Counter(f"{how['mode']} {how['bits']} bit" for how in packings.values() if isinstance(how, dict))
     rows = [
         ("model type", str(conversion.config["model_type"])),
         ("layout", conversion.layout),
         ("read", size(conversion.source_bytes)),
-        ("tensors", f"{len(conversion.infos):,}"),
+        ("tensors", f"{count_of_tensors(output):,}"),
         ("files", f"{len(output.shards):,}"),
-        ("stored", size(total_bytes(conversion))),
+        ("stored", size(stored.total())),
         *((f"  {dtype}", size(count)) for dtype, count in sorted(stored.items())),
         *((f"matrices in {how}", f"{count:,}") for how, count in sorted(packed.items())),
-        ("bits per weight", f"{bits_per_weight(conversion):.2f}"),
+        ("bits per weight", f"{bits_per_weight(conversion, output):.2f}"),
         ("memory, about", size(output.peak_memory)),
-        ("free on the disk", size(free_bytes(out))),
+        ("free on the disk", size(free) + ("" if output.nbytes < free else ": too little")),
     ]
     return table(rows)

@@ -1,10 +1,14 @@
 """Measure conversions of large checkpoints beside `cp -r` of the same folder.
 
-    python tests/bench/convert.py FOLDER [RUNS]
+    python tests/bench/convert.py FOLDER [RUNS] [PAUSE]
 
 FOLDER is what make_checkpoint.py wrote, or any hub folder; the output goes beside it and is removed. The
 source is read once beforehand, so that it is in the page cache; then all take turns. Throughput is the bytes
 of the source per second of wall time. Peak memory is that of the converting process.
+
+A virtual machine gives memory that was freed back to its host, beginning some seconds later, and takes
+several times as long to use it again. The pages of a removed output are free: a fast command gets them
+back at once, a slower one loses them on its way. PAUSE seconds (10) before each command let all begin alike.
 """
 
 from __future__ import annotations
@@ -37,6 +41,7 @@ def main() -> None:
     folder = Path(sys.argv[1]).resolve()
     runs = int(sys.argv[2]) if len(sys.argv) > 2 else 3
     size = sum(path.stat().st_size for path in folder.iterdir())
+    pause = float(sys.argv[3]) if len(sys.argv) > 3 else 10.0
     out = folder.with_name(f"{folder.name}-out")
     convert = [sys.executable, "-m", "macmoe", "convert", str(folder), "--out", str(out)]
     commands = {
@@ -50,6 +55,8 @@ def main() -> None:
     for _ in range(runs):
         for name, command in commands.items():
             shutil.rmtree(out, ignore_errors=True)
+            os.sync()
+            time.sleep(pause)
             seconds, cpu, peak = run(command)
             rates[name].append(size / seconds)
             print(f"{name:20} {seconds:6.1f} s {cpu:6.1f} s CPU {size / seconds / 1e9:6.2f} GB/s", end=" ")

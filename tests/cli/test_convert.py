@@ -52,6 +52,16 @@ def test_dry_run_describes_the_result_and_writes_nothing(macmoe, tmp_path):
     assert shard < 600_000
 
 
+@pytest.mark.parametrize("to", ["hub", "mlx-lm"])
+def test_dry_run_describes_the_layout_that_is_asked_for(macmoe, tmp_path, to):
+    source, out = HUB / "gpt_oss", tmp_path / "out"
+    rows = rows_of(macmoe("convert", str(source), "--dry-run", "--to", to).stdout)
+    macmoe("convert", str(source), "--out", str(out), "--to", to)
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert rows["tensors"] == str(len(index["weight_map"]))
+    assert abs(float(rows["stored"].removesuffix(" MiB")) - index["metadata"]["total_size"] / 2**20) < 0.01
+
+
 def test_written_folder_is_verified(macmoe, tmp_path):
     out = tmp_path / "out"
     command = ("convert", str(HUB / "qwen3"), "--out", str(out), "--quantize", "4bit", "--verify")
