@@ -15,7 +15,7 @@ from macmoe.kernels import source
 @contextmanager
 def in_step(beyond: int) -> Iterator[None]:
     """Hand over no more work while `beyond` bytes are held on top of what is held now, on a CUDA GPU."""
-    if source.backend() != "cuda":
+    if not source.on_cuda():
         yield
         return
     limit = mx.set_memory_limit(mx.get_active_memory() + beyond)

@@ -7,6 +7,7 @@ import mlx.nn as nn
 
 from macmoe.decoding.matrices import Matrix, join
 from macmoe.kernels import grouped_attention, latent_attention
+from macmoe.kernels.experts import Stack
 from macmoe.kernels.grouped_attention import Heads
 from macmoe.models import gpt_oss, qwen3
 from macmoe.nn.latent_attention import LATENT_NORM_EPS, LatentAttention
@@ -36,7 +37,7 @@ class Latent:
     compress: Matrix
     expand: Matrix
     output: Matrix
-    key_up: latent_attention.UpProjection
+    key_up: Stack
     value_up: HeadLinear
     norms: tuple[mx.array, mx.array]
     wavelengths: mx.array
@@ -116,9 +117,7 @@ def latent(module: LatentAttention, dtype: mx.Dtype, *, window: bool) -> Latent 
         compress=compress,
         expand=expand,
         output=output,
-        key_up=latent_attention.UpProjection(
-            packing=up.packing, weight=up.weight, scales=up.scales, offsets=up.offsets
-        ),
+        key_up=up,
         value_up=module.v_up_proj,
         norms=(module.q_a_layernorm.weight, module.kv_a_layernorm.weight),
         wavelengths=module.rope.wavelengths,

@@ -257,9 +257,7 @@ def _times(model: Model, step: DecodeStep) -> tuple[float, float]:
 
 def _median_seconds(compute: Callable[[], mx.array]) -> float:
     mx.eval(compute())  # compiles
-    seconds = []
+    run = Run()
     for _ in range(TOKENS):
-        began = time.perf_counter()
-        mx.eval(compute())
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
+        run.take(compute)
+    return statistics.median(run.seconds)

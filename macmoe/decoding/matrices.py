@@ -69,7 +69,7 @@ def mlx_is_slow() -> bool:
 
     On an H100 it reads 1.0 TB/s where the kernel reads 1.3 to 1.8 (MLX 0.32.4); on Metal it is made for that.
     """
-    return source.backend() == "cuda"
+    return source.on_cuda()
 
 
 def alone(stack: Stack, x: mx.array, activation: int = NONE) -> mx.array:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from macmoe.kernels.packed import CHUNK, KINDS, LOAD, PLAIN, UNPACK, Packing
+from macmoe.kernels.experts import Stack
+from macmoe.kernels.packed import CHUNK, KINDS, LOAD, PLAIN, UNPACK
 from macmoe.kernels.source import Kernel, launch
 
 THREADS = 512
@@ -230,30 +231,12 @@ def prepare(
     return launch(PREPARE, inputs, outputs, constants, groups=(tokens, 1, 1), threads=THREADS)[0]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpProjection:
-    """The key's up-projection as stored, [heads, nope_dim, latent]."""
-
-    packing: Packing
-    weight: mx.array
-    scales: mx.array | None = None
-    offsets: mx.array | None = None
-
-    @property
-    def arrays(self) -> dict[str, mx.array]:
-        """The arrays there are, under their names in the text."""
-        named = {"w": self.weight, "scales": self.scales, "offsets": self.offsets}
-        return {name: array for name, array in named.items() if array is not None}
-
-
-def absorb(
-    query: mx.array, up: UpProjection, places: mx.array, wavelengths: mx.array, form: Form
-) -> mx.array:
+def absorb(query: mx.array, up: Stack, places: mx.array, wavelengths: mx.array, form: Form) -> mx.array:
     """Return queries that can be compared with the cache, scaled: [tokens * heads, latent + rope_dim].
 
     Args:
         query: [tokens, heads * (nope_dim + rope_dim)].
-        up: The key's up-projection.
+        up: The key's up-projection as stored, [heads, nope_dim, latent].
         places: See `prepare`.
         wavelengths: See `prepare`.
         form: The arrangement.
@@ -273,7 +256,7 @@ def absorb(
         "CHUNKS": form.latent // CHUNK,
         "SIMD_GROUPS": SIMD_GROUPS,
     }
-    inputs = {"query": query, "places": places, "wavelengths": wavelengths, **up.arrays}
+    inputs = {"query": query, "places": places, "wavelengths": wavelengths, **up.arrays()}
     outputs = {"absorbed": ((tokens * form.heads, form.width), query.dtype)}
     groups = (form.heads, tokens, 1)
     return launch(ABSORB, inputs, outputs, constants, groups=groups, threads=32 * SIMD_GROUPS)[0]

@@ -87,6 +87,11 @@ def backend() -> str | None:
     return "metal" if mx.metal.is_available() else "cuda"
 
 
+def on_cuda() -> bool:
+    """Return whether MLX computes on a CUDA GPU."""
+    return backend() == "cuda"
+
+
 def enabled() -> bool:
     """Return whether kernels can run here and are not turned off."""
     return backend() is not None and os.environ.get(SWITCH) != "0"

@@ -25,6 +25,11 @@ def routed_bytes(top_k: int, dim: int, hidden_dim: int) -> int:
     return top_k * (2 * (2 * dim + 3 * hidden_dim) + 4 * dim)
 
 
+def weighted_sum(y: mx.array, weights: mx.array, dtype: mx.Dtype) -> mx.array:
+    """Sum the outputs of each token's experts in float32: [tokens, top_k, dim] -> [tokens, dim]."""
+    return (y * weights[..., None]).sum(axis=-2).astype(dtype)
+
+
 def _dispatch(x: mx.array, order: mx.array, _: mx.array) -> mx.array:
     """Copy each token to the rows of its experts: [tokens, dim] -> [tokens * top_k, 1, dim].
 
@@ -44,8 +49,7 @@ def _combine(rows: mx.array, weights: mx.array, _: mx.array, places: mx.array) -
 
     [tokens * top_k, 1, dim] -> [tokens, dim]; the last two arguments are order and places, as above.
     """
-    y = rows[places].reshape(*weights.shape, -1)
-    return (y * weights[..., None]).sum(axis=-2).astype(rows.dtype)
+    return weighted_sum(rows[places].reshape(*weights.shape, -1), weights, rows.dtype)
 
 
 dispatch: Any = mx.custom_function(_dispatch)
@@ -134,7 +138,7 @@ class Experts(nn.Module):
             chosen = experts.astype(mx.uint32)
             hidden = kernels.expert_rows(stacks[0], x, chosen, activation=kind, limit=limit)
             y = kernels.expert_rows(stacks[1], hidden, chosen)  # [tokens, top_k, dim]
-            return (y * weights[..., None]).sum(axis=-2).astype(x.dtype)
+            return weighted_sum(y, weights, x.dtype)
 
         product: Any = mx.custom_function(forward)
 
@@ -146,7 +150,7 @@ class Experts(nn.Module):
 
     def _unsorted(self, x: mx.array, experts: mx.array, weights: mx.array) -> mx.array:
         y = self._mlp(x[:, None, None], experts, in_order=False).squeeze(-2)  # [tokens, top_k, dim]
-        return (y * weights[..., None]).sum(axis=-2).astype(x.dtype)
+        return weighted_sum(y, weights, x.dtype)
 
     def _sorted(self, x: mx.array, experts: mx.array, weights: mx.array) -> mx.array:
         flat = experts.flatten()  # [tokens * top_k]

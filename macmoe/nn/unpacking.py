@@ -12,6 +12,7 @@ from typing import Any
 import mlx.core as mx
 
 from macmoe.config import Quantization
+from macmoe.kernels import source
 
 PIECE = 2**29  # bytes that are unpacked at once
 TILE = 128  # outputs of a piece are a multiple, where there are that many: what matrix units work on
@@ -21,7 +22,7 @@ Product = Callable[[mx.array, mx.array], mx.array]
 
 def packed_is_slow() -> bool:
     """Return whether this is a GPU whose packed kernels are slow at many rows."""
-    return mx.default_device() != mx.Device(mx.cpu) and not mx.metal.is_available()
+    return source.on_cuda()
 
 
 def readable_bytes() -> int:

@@ -18,9 +18,9 @@ from macmoe.adapters.attach import adaptable, select
 from macmoe.adapters.lora import LoraSpec, matrix_shape
 from macmoe.errors import MemoryLimitError
 from macmoe.nn.quantized import ExpertLinear, HeadLinear
+from macmoe.nn.unpacking import PIECE, packed_is_slow
 from macmoe.tuning.config import LoraOptions, TrainOptions
 from macmoe.tuning.loss import CHUNK
-from macmoe.tuning.unpacking import PIECE, unpacking_pays
 
 FLOAT32 = 4
 # Factors, their gradient, the sum of gradients, the updated factors; then what each optimizer remembers.
@@ -100,7 +100,7 @@ def estimate(model: Any, settings: Settings, weights: int, itemsize: int) -> Est
     dim = model.model.norm.weight.size
     inside = max(_inside(model, i, modules, settings) for i in range(layers)) * itemsize
     kept = layers * tokens * dim * itemsize
-    unpacked = 2 * PIECE if unpacking_pays() else 0  # one in use, one on its way out
+    unpacked = 2 * PIECE if packed_is_slow() else 0  # one in use, one on its way out
     return Estimate(
         trainable=trainable,
         weights=weights,

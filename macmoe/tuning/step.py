@@ -12,12 +12,13 @@ import numpy as np
 
 from macmoe.adapters.attach import put
 from macmoe.adapters.lora import LowRank
+from macmoe.nn.unpacking import packed_is_slow
 from macmoe.tuning.balance import Balance
 from macmoe.tuning.batch import Batch
 from macmoe.tuning.checkpointing import checkpoint_layers, keep_activations
 from macmoe.tuning.config import TrainOptions
 from macmoe.tuning.loss import Inputs, inputs_of, loss_sums
-from macmoe.tuning.unpacking import keep_packed, unpack_products, unpacking_pays
+from macmoe.tuning.unpacking import keep_packed, unpack_products
 
 Arrays = dict[str, mx.array]
 # (share of the mean loss, sums of losses, of weights, balance loss), gradient of the first
@@ -62,7 +63,7 @@ class Step:
     def _begin(self) -> None:
         if self.options.balance:
             self._balance = Balance.of(self.model)
-        if unpacking_pays():
+        if packed_is_slow():
             unpack_products(self.model)
         if self.options.recompute:
             checkpoint_layers(self.model.model)

@@ -283,10 +283,7 @@ def case_latent_attention(
     pairs = [(normed, wanted_q), (cache[0, 0, cached : cached + tokens], rows)]
     pairs += [(cache[0, 0, :cached], old[0, 0, :cached])]
 
-    projection = latent_attention.UpProjection(
-        packing=up.packing, weight=up.weight, scales=up.scales, offsets=up.offsets
-    )
-    absorbed = latent_attention.absorb(query, projection, places, wavelengths, form)
+    absorbed = latent_attention.absorb(query, up, places, wavelengths, form)
     heads = query.astype(mx.float32).reshape(tokens, form.heads, -1)
     plain, rotary = mx.split(heads, [form.nope_dim], axis=-1)
     turned = mx.stack(
