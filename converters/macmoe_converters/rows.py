@@ -29,6 +29,7 @@ CARRIERS = {
     "U32": np.dtype("<u4"),
     "F32": np.dtype("<f4"),
 }
+FILES = 2  # written at the same time, so that two cores hash (docs/decisions/0017)
 CHUNK_BYTES = 4 << 20  # read at a time, or one row if that is more (docs/decisions/0013)
 
 
@@ -199,9 +200,8 @@ def unstacked(array: Rows, each: int) -> list[Rows]:
     """Take [count, rows, in] apart into matrices [rows / each, in], `each` of them after the other."""
     count, height = array.shape[0], array.shape[1] // each
     info = TensorInfo(dtype=array.dtype, shape=(height, *array.shape[2:]))
-    entry = lru_cache(maxsize=1)(
-        lambda i: array.read(i, i + 1)[0]
-    )  # its matrices are read one after the other
+    # The matrices of an entry are read one after the other, in each of the files that are written together.
+    entry = lru_cache(maxsize=FILES)(lambda i: array.read(i, i + 1)[0])
 
     def read(i: int, j: int, begin: int, end: int) -> Array:
         return entry(i)[j * height + begin : j * height + end]

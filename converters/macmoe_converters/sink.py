@@ -6,9 +6,11 @@ reads and computes, a second one writes, a third one hashes, and a few slices ar
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from macmoe.checkpoint import MARKER, NAN_SCALE, is_macmoe_folder, warn_of_bad_w
 from macmoe.config import load_json
 from macmoe.errors import CheckpointError, ConversionError, UsageError
 from macmoe_converters.draft import WAITING, Draft, draft_folder
-from macmoe_converters.rows import Array, Rows
+from macmoe_converters.rows import FILES, Array, Rows
 
 SHARD_BYTES = 5_000_000_000
 PROGRAM_BYTES = 100 << 20  # resident before the first slice
@@ -129,25 +131,31 @@ class Output:
         """Bytes of memory that writing takes, about: the program, and the largest slices on their way."""
         tensors = (stored.rows for shard in self.shards for stored in shard.tensors.values())
         largest = max(rows.piece_bytes for rows in tensors)
-        return PROGRAM_BYTES + (WAITING + 6) * largest
+        return PROGRAM_BYTES + (FILES * (WAITING + 1) + 5) * largest
 
 
 def plan_shards(weights: Iterable[Mapping[str, Stored]], limit: int) -> list[Shard]:
     """Distribute weights, in order, to files of at most `limit` bytes; a larger weight gets its own.
 
+    Files are about equally large: those that are written together are then done together.
+
     Args:
         weights: The tensors of one weight each: codes, scales, biases.
         limit: Bytes of a file, its header aside.
     """
+    weights = list(weights)
+    total = sum(map(_nbytes, weights))
+    share = total / max(1, -(-total // limit))
     shards: list[list[Mapping[str, Stored]]] = [[]]
-    size = 0
+    size = before = 0  # of the last file; of all
     for weight in weights:
         nbytes = _nbytes(weight)
-        if shards[-1] and size + nbytes > limit:
+        if shards[-1] and (size + nbytes > limit or before + nbytes / 2 > share * len(shards)):
             shards.append([])
             size = 0
         shards[-1].append(weight)
         size += nbytes
+        before += nbytes
     return [
         Shard(name=f"model-{i + 1:05}-of-{len(shards):05}.safetensors", tensors=_aligned(shard))
         for i, shard in enumerate(shards)
@@ -203,20 +211,49 @@ def _slices(shard: Shard, position: int, where: Path) -> Iterator[memoryview]:
         warn_of_bad_weights(name, bad, where)
 
 
+def _write_shard(
+    shard: Shard, draft: Draft, where: Path, found: dict[str, str]
+) -> Generator[int, None, None]:
+    """Write a file of weights, or what an earlier run left to write, and find its digest.
+
+    Yields the bytes that were there, and then those of each piece.
+    """
+    with closing(draft.grow(shard.name)) as file:
+        yield file.position
+        for data in _slices(shard, file.position, where):
+            file.append(data)
+            yield len(data)
+    found[shard.name] = file.digest
+
+
+def _in_turns(tasks: Iterable[Generator[int, None, None]], count: int) -> Generator[int, None, None]:
+    """Go on with `count` tasks in turns, the next one taking the place of one that is done."""
+    waiting = iter(tasks)
+    running = deque(islice(waiting, count))
+    try:
+        while running:
+            try:
+                yield next(running[0])
+                running.rotate(-1)
+            except StopIteration:
+                running.popleft()
+                running.extend(islice(waiting, 1))
+    finally:
+        for task in running:
+            task.close()
+
+
 def _write_shards(output: Output, draft: Draft, where: Path, progress: Progress | None) -> dict[str, str]:
-    """Write all files of weights, or what an earlier run left to write; return their digests."""
+    """Write all files of weights, a few at a time; return their digests."""
     found: dict[str, str] = {}
     done, total = 0, output.nbytes
-    for shard in output.shards:
-        with closing(draft.grow(shard.name)) as file:
-            done += file.position
-            for data in _slices(shard, file.position, where):
-                file.append(data)
-                done += len(data)
-                if progress:
-                    progress(done, total)
-        found[shard.name] = file.digest
-    return found
+    files = (_write_shard(shard, draft, where, found) for shard in output.shards)
+    with closing(_in_turns(files, FILES)) as steps:
+        for step in steps:
+            done += step
+            if progress:
+                progress(done, total)
+    return {shard.name: found[shard.name] for shard in output.shards}
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

@@ -74,13 +74,29 @@ def test_interrupted_conversion_is_continued(tmp_path, source, expected, share):
     assert not draft.draft_folder(out).exists()
 
 
-def test_what_was_written_is_not_written_again(tmp_path, source, expected):
-    out = tmp_path / "out"
+def test_what_was_written_is_not_written_again(tmp_path, source, expected, monkeypatch):
+    out, written = tmp_path / "out", 0
+    append = draft.GrowingFile.append
+
+    def counted(self, data):
+        nonlocal written
+        written += len(data)
+        append(self, data)
+
     interrupt(source, out, 0.6)
-    steps = []
-    convert(source, out, resume=True, progress=lambda done, total: steps.append(done / total))
-    assert 0.55 < steps[0] < 0.7
+    monkeypatch.setattr(draft.GrowingFile, "append", counted)
+    convert(source, out, resume=True)
+    total = sum(len(raw) for name, raw in expected.items() if name.endswith(".safetensors"))
+    assert 0.3 < written / total < 0.45
     assert contents(out) == expected
+
+
+def test_two_files_grow_at_a_time_in_step(tmp_path, source, expected):
+    out = tmp_path / "out"
+    interrupt(source, out, 0.1)
+    begun = {path.name: path.stat().st_size for path in (draft.draft_folder(out) / "content").iterdir()}
+    assert len(begun) == 2
+    assert max(begun.values()) < 2 * min(begun.values())
 
 
 @pytest.mark.parametrize("damage", ["zeros", "cut", "journal cut", "journal lost", "file lost"])
