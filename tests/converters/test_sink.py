@@ -43,6 +43,12 @@ def test_shards_are_filled_in_order():
     ]
 
 
+def test_shards_are_about_equally_large():
+    weights = [weight(**{f"w{i}": 1 + i % 3}) for i in range(60)]
+    shards = sink.plan_shards(weights, limit=100)
+    assert [sum(stored.rows.info.nbytes for stored in shard.tensors.values()) for shard in shards] == [60, 60]
+
+
 def test_written_files_are_read_by_the_reference_reader(tmp_path, source):
     conversion = open_conversion(source)
     conversion.write(tmp_path / "out", shard_bytes=50_000)
