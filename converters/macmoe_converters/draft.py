@@ -23,6 +23,7 @@ from macmoe.errors import UsageError
 
 SPAN_BYTES = 64 << 20
 READ_BYTES = 4 << 20
+WRITE_BYTES = 128 << 10  # in a call: more at once takes pages that are slower to get (docs/decisions/0017)
 WAITING = 4  # pieces of a file that were handed over and are not yet written
 
 
@@ -232,7 +233,7 @@ class GrowingFile:
 
     def _write(self, data: memoryview) -> None:
         while data:
-            data = data[self._file.write(data) :]
+            data = data[self._file.write(data[:WRITE_BYTES]) :]
 
     def _settle(self) -> None:
         """Wait until the oldest piece is written and hashed; note it where a span is complete."""
