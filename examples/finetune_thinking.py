@@ -69,7 +69,7 @@ class Sizes:
 
 
 QUICK = Sizes(worked=4, asked=4, taught=4, replayed=(2, 2), exam=2, updates=1, rows=2)
-FULL = Sizes(worked=24, asked=600, taught=400, replayed=(600, 2000), exam=200, updates=120, rows=6)
+FULL = Sizes(worked=24, asked=600, taught=500, replayed=(1200, 2000), exam=400, updates=240, rows=6)
 
 
 def is_held_out(*numbers: int) -> bool:

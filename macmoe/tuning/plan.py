@@ -7,6 +7,7 @@ they are not), the pieces of matrices that are unpacked where that is faster, an
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -15,12 +16,13 @@ from typing import Any
 import mlx.core as mx
 
 from macmoe.adapters.attach import adaptable, select
-from macmoe.adapters.lora import LoraSpec, matrix_shape
+from macmoe.adapters.lora import LoraSpec, matrix_shape, packing_of
 from macmoe.errors import MemoryLimitError
 from macmoe.nn.quantized import ExpertLinear, HeadLinear
-from macmoe.nn.unpacking import PIECE, packed_is_slow
+from macmoe.nn.unpacking import PIECE
 from macmoe.tuning.config import LoraOptions, TrainOptions
 from macmoe.tuning.loss import CHUNK
+from macmoe.tuning.unpacking import training_unpacks
 
 FLOAT32 = 4
 # Factors, their gradient, the sum of gradients, the updated factors; then what each optimizer remembers.
@@ -100,12 +102,13 @@ def estimate(model: Any, settings: Settings, weights: int, itemsize: int) -> Est
     dim = model.model.norm.weight.size
     inside = max(_inside(model, i, modules, settings) for i in range(layers)) * itemsize
     kept = layers * tokens * dim * itemsize
-    unpacked = 2 * PIECE if packed_is_slow() else 0  # one in use, one on its way out
+    sizes = [math.prod(matrix_shape(each)) * itemsize for each in modules.values() if packing_of(each)]
+    piece = min(PIECE, max(sizes, default=0)) if training_unpacks() else 0  # two: one in use, one leaving
     return Estimate(
         trainable=trainable,
         weights=weights,
         training=trainable * FLOAT32 * (COPIES + SLOTS[train.optimizer]),
-        activations=kept + inside * (1 if train.recompute else layers) + unpacked,
+        activations=kept + inside * (1 if train.recompute else layers) + 2 * piece,
         logits=INSIDE * min(tokens, CHUNK) * model.config.vocab_size * FLOAT32 + 4 * tokens * dim * FLOAT32,
     )
 

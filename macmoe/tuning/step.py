@@ -12,13 +12,12 @@ import numpy as np
 
 from macmoe.adapters.attach import put
 from macmoe.adapters.lora import LowRank
-from macmoe.nn.unpacking import packed_is_slow
 from macmoe.tuning.balance import Balance
 from macmoe.tuning.batch import Batch
 from macmoe.tuning.checkpointing import checkpoint_layers, keep_activations
 from macmoe.tuning.config import TrainOptions
 from macmoe.tuning.loss import Inputs, inputs_of, loss_sums
-from macmoe.tuning.unpacking import keep_packed, unpack_products
+from macmoe.tuning.unpacking import keep_packed, training_unpacks, unpack_products
 
 Arrays = dict[str, mx.array]
 # (share of the mean loss, sums of losses, of weights, balance loss), gradient of the first
@@ -63,7 +62,7 @@ class Step:
     def _begin(self) -> None:
         if self.options.balance:
             self._balance = Balance.of(self.model)
-        if packed_is_slow():
+        if training_unpacks():
             unpack_products(self.model)
         if self.options.recompute:
             checkpoint_layers(self.model.model)

@@ -14,7 +14,12 @@ from mlx.utils import tree_unflatten
 
 from macmoe.adapters.lora import matrix_shape, packing_of
 from macmoe.nn.quantized import ExpertLinear
-from macmoe.nn.unpacking import PIECE, Product, product_in_pieces
+from macmoe.nn.unpacking import PIECE, Product, packed_is_slow, product_in_pieces
+
+
+def training_unpacks() -> bool:
+    """Return whether a step of training unpacks here: packed kernels of a CPU take each row for itself."""
+    return packed_is_slow() or mx.default_device() == mx.Device(mx.cpu)
 
 
 class Unpacked(nn.Module):

@@ -13,7 +13,9 @@ import pytest
 from macmoe.adapters.attach import arrays_of, put
 from macmoe.nn.moe import combine, dispatch
 from macmoe.tuning.batch import Batch
+from macmoe.tuning.config import TrainOptions
 from macmoe.tuning.loss import inputs_of, loss_sums
+from macmoe.tuning.step import Step
 from macmoe.tuning.unpacking import Unpacked, keep_packed, unpack_products
 from tests.adapters.test_lora import MODES
 from tests.adapters.test_lora import packed as packed_model
@@ -74,6 +76,22 @@ def test_unpacked_products_are_those_of_packed_matrices(name: str, mode: str, pi
     assert_close(found, expected, 5e-6)
     again = gradients(model, adapters, batch)
     assert all(np.array_equal(again[key], array) for key, array in expected.items())
+
+
+def test_a_cpu_unpacks_while_it_trains_and_only_then():
+    with mx.stream(mx.cpu):
+        model = packed_model("gpt_oss", MODES["mxfp4"])
+        step = Step(model, {}, None, TrainOptions())
+
+        def unpacked() -> bool:
+            return any(isinstance(module, Unpacked) for _, module in model.named_modules())
+
+        with step.ready():
+            assert unpacked()
+            with step.paused():
+                assert not unpacked()
+            assert unpacked()
+        assert not unpacked()
 
 
 def test_collected_gradients_are_those_of_the_plain_operations():
