@@ -33,7 +33,7 @@ def decode_step(model: Model, cache: ModelCache) -> DecodeStep | None:
         model: The model; a translation of it is kept on it.
         cache: Of one sequence, without padding, already holding a prompt.
     """
-    if not source.enabled() or cache.left_padding is not None:
+    if not source.enabled() or cache.left_padding is not None or cache.bits:
         return None
     if model.translation is None or model.translation[0] != identity(model):
         step = DecodeStep.of(model)
