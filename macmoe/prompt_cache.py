@@ -166,7 +166,7 @@ class PromptCache:
         if facts.get("bits") != bits:
             raise UsageError(
                 f"{path}: this prompt cache is kept in {_precision(facts.get('bits'))}, not in "
-                f"{_precision(bits)}; ask for the same, or delete it to start afresh"
+                f"{_precision(bits)}; ask for the same (`--cache-bits`), or delete it to start afresh"
             )
         result = cls(model, bits)
         result.tokens = facts["tokens"]

@@ -134,7 +134,9 @@ def test_a_cache_in_other_bits_is_refused(bits, tmp_path):
     path = tmp_path / "chat.cache"
     held.save(path)
     words = {None: "full precision", 8: "8 bits"}
-    with pytest.raises(UsageError, match=rf"chat\.cache.* in {words[bits]}, not in {words[other]}; ask for"):
+    with pytest.raises(
+        UsageError, match=rf"chat\.cache.* in {words[bits]}, not in {words[other]}; ask for the same"
+    ):
         PromptCache.load(path, model, other)
 
 
