@@ -15,7 +15,7 @@ from tests.assets.questions import exam
 
 QUESTIONS = exam("packed cache", 2)
 TOKENS = 40
-# Mean KL divergence of the answers, in nats; measured are 2e-7 at most (docs/performance.md).
+# Mean KL divergence of the answers, in nats; 1e-7 was measured (docs/performance.md).
 DIVERGENCE = 1e-5
 
 
