@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from macmoe.families import Model
 
-CACHE_BYTES = 2  # bfloat16
+CACHE_BYTES = 2  # of a number that is not packed: bfloat16
 
 CONFIGS = ASSETS / "configs"
 
@@ -55,9 +55,9 @@ ATTENTION: dict[str, Callable[[Any], str]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheLayer:
-    """What one layer remembers: values per token, for every token or for the last `window` ones."""
+    """What one layer remembers: bytes per token, for every token or for the last `window` ones."""
 
-    values: int
+    nbytes: int
     window: int | None
 
 
@@ -105,6 +105,7 @@ class Architecture:
         positions: How they reach `max_positions`.
         stored_bytes: Of the checkpoint, where known.
         cache: What each layer remembers.
+        cache_bits: Of a packed number in it; None: all are bfloat16.
     """
 
     name: str
@@ -121,6 +122,7 @@ class Architecture:
     parameters: Parameters
     stored_bytes: float | None
     cache: tuple[CacheLayer, ...]
+    cache_bits: int | None
 
     @property
     def stored_bits(self) -> float | None:
@@ -137,14 +139,19 @@ class Architecture:
     @property
     def cache_bytes_per_token(self) -> int:
         """Bytes by which the cache grows with every token, however long the context."""
-        return CACHE_BYTES * sum(layer.values for layer in self.cache if layer.window is None)
+        return sum(layer.nbytes for layer in self.cache if layer.window is None)
 
     def cache_bytes(self, context: int) -> int:
         """Return the bytes of a cache that holds `context` tokens, windows included."""
-        return CACHE_BYTES * sum(layer.values * min(context, layer.window or context) for layer in self.cache)
+        return sum(layer.nbytes * min(context, layer.window or context) for layer in self.cache)
 
 
-def describe(name: str, config_data: Mapping[str, Any], stored_bytes: int | None = None) -> Architecture:
+def describe(
+    name: str,
+    config_data: Mapping[str, Any],
+    stored_bytes: int | None = None,
+    cache_bits: int | None = None,
+) -> Architecture:
     """Describe the model of a configuration.
 
     Args:
@@ -152,9 +159,11 @@ def describe(name: str, config_data: Mapping[str, Any], stored_bytes: int | None
         config_data: The content of config.json.
         stored_bytes: Size of the weights on disk; without it the size is computed where the configuration
         says enough.
+        cache_bits: Of a packed cache, see `LanguageModel.make_cache`.
 
     Raises:
         ConfigError: The configuration is not one of a supported family.
+        UsageError: The cache of the model cannot be packed so.
     """
     family = family_of(config_data, name)
     model = family.build(config_data, name)
@@ -164,7 +173,7 @@ def describe(name: str, config_data: Mapping[str, Any], stored_bytes: int | None
     top_k = reader.take("num_experts_per_tok", int, aliases=("experts_per_token",)) if experts else 0
     weights: Any = tree_flatten(model.parameters())
     shapes = {path: array.shape for path, array in weights}
-    cache = _cache_layers(model)
+    cache = _cache_layers(model, cache_bits)
     return Architecture(
         name=name,
         family=family.name,
@@ -180,6 +189,7 @@ def describe(name: str, config_data: Mapping[str, Any], stored_bytes: int | None
         parameters=_count(shapes, top_k, experts),
         stored_bytes=stored_bytes or _stored_bytes(config_data, shapes),
         cache=cache,
+        cache_bits=cache_bits,
     )
 
 
@@ -188,17 +198,22 @@ def _experts(model: Model) -> int:
     return stacks[0].gate_up_proj.weight.shape[0] if stacks else 0
 
 
-def _cache_layers(model: Model) -> tuple[CacheLayer, ...]:
+def _cache_layers(model: Model, cache_bits: int | None) -> tuple[CacheLayer, ...]:
     """Run one token through the model without computing anything, and look at what it leaves in the cache."""
-    cache = model.make_cache()
+    cache = model.make_cache(bits=cache_bits)
     model.hidden(mx.zeros((1, 1), dtype=mx.int32), cache)
     return tuple(
         CacheLayer(
-            values=sum(array.size for array in layer.state),
+            nbytes=sum(map(_bytes_as_bfloat16, layer.state)),
             window=layer.window if isinstance(layer, SlidingCache) else None,
         )
         for layer in cache
     )
+
+
+def _bytes_as_bfloat16(array: mx.array) -> int:
+    """Return the bytes of an array if its floats, which are those of weights never loaded, were bfloat16."""
+    return CACHE_BYTES * array.size if mx.issubdtype(array.dtype, mx.floating) else array.nbytes
 
 
 def _positions(config: Any) -> str:

@@ -17,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from macmoe.errors import CheckpointError
+from macmoe.errors import CheckpointError, UsageError
 from macmoe.families import Model
 from macmoe.nn.cache import ModelCache, Snapshot
 from macmoe.protocols import LayerCache
@@ -50,20 +50,25 @@ def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
 class PromptCache:
     """The cache of one conversation, with the tokens it holds.
 
+    Args:
+        model: The model.
+        bits: Of a packed number, see `LanguageModel.make_cache`; None for the model's type.
+
     Attributes:
         cache: The model's cache.
         tokens: The token ids it holds.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, bits: int | None = None) -> None:
         self._model = model
-        self.cache = model.make_cache()
+        self._bits = bits
+        self.cache = model.make_cache(bits=bits)
         self.tokens: list[int] = []
         self._stable: Snapshot | None = None
 
     def forget(self) -> None:
         """Hold nothing any more, because the model computes something else from now on."""
-        self.cache, self.tokens, self._stable = self._model.make_cache(), [], None
+        self._start_afresh()
 
     def resume(self, prompt: Sequence[int]) -> list[int]:
         """Go back to where `prompt` departs from the tokens held, and return what is left to process.
@@ -101,7 +106,7 @@ class PromptCache:
             self._stable = None
 
     def _start_afresh(self) -> None:
-        self.cache, self.tokens, self._stable = self._model.make_cache(), [], None
+        self.cache, self.tokens, self._stable = self._model.make_cache(bits=self._bits), [], None
 
     def processed(self, tokens: Sequence[int]) -> None:
         """Take note of tokens that the cache now holds."""
@@ -118,7 +123,12 @@ class PromptCache:
             CheckpointError: The file cannot be written; what was there before is still there.
         """
         self._settle()
-        facts: dict[str, Any] = {**_identity(self._model), "tokens": self.tokens, "stable": None}
+        facts: dict[str, Any] = {
+            **_identity(self._model),
+            "bits": self._bits,
+            "tokens": self.tokens,
+            "stable": None,
+        }
         arrays = _arrays("now", self.cache.layers)
         if self._stable is not None:
             facts["stable"] = self._stable.offset
@@ -133,11 +143,12 @@ class PromptCache:
             temporary.unlink(missing_ok=True)
 
     @classmethod
-    def load(cls, path: Path, model: Model) -> PromptCache:
-        """Read a cache that was saved for the same model.
+    def load(cls, path: Path, model: Model, bits: int | None = None) -> PromptCache:
+        """Read a cache that was saved for the same model, with the same bits.
 
         Raises:
             CheckpointError: The file is damaged, or made by another model, precision or version.
+            UsageError: It is kept in other bits than asked for.
         """
         read_header(path)
         arrays, metadata = cast(
@@ -152,20 +163,28 @@ class PromptCache:
                 raise CheckpointError(
                     f"{path}: this prompt cache was made by another {what}; delete it to start afresh"
                 )
-        result = cls(model)
+        if facts.get("bits") != bits:
+            raise UsageError(
+                f"{path}: this prompt cache is kept in {_precision(facts.get('bits'))}, not in "
+                f"{_precision(bits)}; ask for the same (`--cache-bits`), or delete it to start afresh"
+            )
+        result = cls(model, bits)
         result.tokens = facts["tokens"]
-        layers = _layers("now", arrays, model, len(result.tokens))
+        layers = _layers("now", arrays, model.make_cache(bits=bits), len(result.tokens))
         result.cache = ModelCache([layer or empty for layer, empty in zip(layers, result.cache, strict=True)])
         if facts["stable"] is not None:
-            result._stable = Snapshot(
-                facts["stable"], tuple(_layers("stable", arrays, model, facts["stable"]))
-            )
+            stable = _layers("stable", arrays, model.make_cache(bits=bits), facts["stable"])
+            result._stable = Snapshot(facts["stable"], tuple(stable))
         return result
 
 
 def _identity(model: Model) -> dict[str, str]:
     """Return what has to agree for a cache to be usable, under the names used in errors."""
     return {"version of macmoe": __version__, "model or precision": fingerprint(model)}
+
+
+def _precision(bits: int | None) -> str:
+    return "full precision" if bits is None else f"{bits} bits"
 
 
 def _arrays(kind: str, layers: Iterable[LayerCache | None]) -> dict[str, mx.array]:
@@ -176,10 +195,12 @@ def _arrays(kind: str, layers: Iterable[LayerCache | None]) -> dict[str, mx.arra
     }
 
 
-def _layers(kind: str, arrays: Mapping[str, mx.array], model: Model, offset: int) -> list[LayerCache | None]:
-    """Return the saved layers of one kind, None for those that were not saved."""
+def _layers(
+    kind: str, arrays: Mapping[str, mx.array], empty: Iterable[LayerCache], offset: int
+) -> list[LayerCache | None]:
+    """Fill empty layers with the saved ones of one kind; return None for those that were not saved."""
     layers: list[LayerCache | None] = []
-    for index, layer in enumerate(model.make_cache()):
+    for index, layer in enumerate(empty):
         parts = [arrays[name] for name in sorted(arrays) if name.startswith(f"{kind}.{index}.")]
         layer.load(parts, offset)
         layers.append(layer if parts else None)

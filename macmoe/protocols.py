@@ -27,6 +27,11 @@ class LayerCache(Protocol):
     """What one attention layer remembers of the tokens before the current call."""
 
     @property
+    def bits(self) -> int | None:
+        """Bits of a packed number; None for numbers of the model's type."""
+        ...
+
+    @property
     def offset(self) -> int:
         """Number of tokens seen so far: the position of the next token."""
         ...
@@ -164,6 +169,14 @@ class LanguageModel(Protocol):
         """Apply the output matrix."""
         ...
 
-    def make_cache(self, left_padding: Sequence[int] | None = None) -> Cache:
-        """Return an empty cache; `left_padding`: number of padding tokens before each sequence of a batch."""
+    def make_cache(self, left_padding: Sequence[int] | None = None, bits: int | None = None) -> Cache:
+        """Return an empty cache.
+
+        Args:
+            left_padding: Number of padding tokens before each sequence of a batch.
+            bits: Keep what grows with the context packed in so many bits: 8, or None for the model's type.
+
+        Raises:
+            UsageError: It cannot be packed so.
+        """
         ...

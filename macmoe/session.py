@@ -185,9 +185,17 @@ class Session:
         else:
             apply(self.model, self._adapters[folder])
 
-    def make_cache(self) -> PromptCache:
-        """Return a cache that lets the turns of a conversation reuse each other's work."""
-        return PromptCache(self.model)
+    def make_cache(self, bits: int | None = None) -> PromptCache:
+        """Return a cache that lets the turns of a conversation reuse each other's work.
+
+        Args:
+            bits: 8 keeps what grows with the context in about half of bfloat16's memory, a little less
+                exactly; None keeps it in the model's type.
+
+        Raises:
+            UsageError: The cache of this model cannot be packed so.
+        """
+        return PromptCache(self.model, bits)
 
     def sampling(self, **options: float | None) -> SamplingOptions:
         """Return the model's sampling defaults, changed by the options that are not None.

@@ -51,8 +51,8 @@ def as_peer(arrays, config):
     return arrays if len(arrays) > 1 else mx.split(arrays[0], [config["kv_lora_rank"]], axis=-1)
 
 
-def filled_cache(model, tokens=8):
-    cache = model.make_cache()
+def filled_cache(model, tokens=8, bits=None):
+    cache = model.make_cache(bits=bits)
     for layer, arrays in zip(cache, random_states(model, tokens), strict=True):
         layer.update(*arrays)
         mx.eval(layer.state)
@@ -79,13 +79,14 @@ def test_elementwise_operations_count_as_one_where_they_are_compiled_together():
     assert launches(mx.compile(lambda x: mx.exp(x) * x + x)(x)) == 1
 
 
+@pytest.mark.parametrize("bits", [None, 8])
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_layer_costs_few_kernels_at_published_shapes(name, monkeypatch):
+def test_a_layer_costs_few_kernels_at_published_shapes(name, bits, monkeypatch):
     model, _ = published(name)
     record_launches(monkeypatch)
     step = DecodeStep.of(model)
     assert step is not None
-    kernels = step_kernels(model, step, filled_cache(model), COUNTED)
+    kernels = step_kernels(model, step, filled_cache(model, bits=bits), COUNTED)
     assert kernels.layer <= PUBLISHED[name][1]
 
 

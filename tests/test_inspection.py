@@ -79,6 +79,15 @@ def test_windows_add_a_fixed_size(name, mebibytes):
     assert fixed == mebibytes * 2**20
 
 
+# 8 bits and, for 64 numbers, two of 16 bits: 34 bytes instead of 64; sliding layers stay as they are.
+@pytest.mark.parametrize("name", ["gpt-oss-20b", "qwen3-30b-a3b", "deepseek-v3"])
+def test_a_packed_cache_grows_by_half_as_much(name):
+    full, packed = inspect(name), describe(name, *find_config(name), cache_bits=8)
+    assert packed.cache_bytes_per_token == full.cache_bytes_per_token * 17 // 32
+    windows = [one.cache_bytes(10_000) - 10_000 * one.cache_bytes_per_token for one in (full, packed)]
+    assert windows[0] == windows[1]
+
+
 def test_a_context_shorter_than_the_window_needs_less():
     model = inspect("gpt-oss-20b")
     assert (

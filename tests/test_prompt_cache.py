@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from macmoe.errors import CheckpointError
+from macmoe.errors import CheckpointError, UsageError
 from macmoe.families import family_of
 from macmoe.generate import generate, prefill
 from macmoe.prompt_cache import PromptCache, fingerprint
@@ -102,6 +102,42 @@ def test_a_saved_cache_continues_exactly(model, thinking, tmp_path):
     assert first_tokens(model, loaded, following) == first_tokens(model, held, following)
     assert loaded.tokens == held.tokens
     assert [path.name for path in tmp_path.iterdir()] == ["chat.cache"]
+
+
+@pytest.mark.parametrize("packable", [QWEN3_MOE, GPT_OSS, DEEPSEEK | {"qk_rope_head_dim": 32}])
+def test_a_packed_cache_is_reused_and_saved_like_a_full_one(packable, tmp_path):
+    model = build(packable)
+    held = PromptCache(model, bits=8)
+    prompt = ids(40, 0)
+    first_tokens(model, held, prompt)
+    go_on(model, held, ids(700, 1))  # beyond the slack of sliding layers
+    held.save(tmp_path / "chat.cache")
+    loaded = PromptCache.load(tmp_path / "chat.cache", model, bits=8)
+    assert loaded.cache.bits == 8
+    following = [*prompt, *ids(22, 2)]
+    fresh = generate(
+        model, following, Sampler(SamplingOptions()), max_tokens=4, cache=model.make_cache(bits=8)
+    )
+    wanted = [step.id for step in fresh]
+    for cache in (held, loaded):
+        assert len(cache.resume(following)) == 22
+        assert first_tokens(model, cache, following) == wanted
+    held.forget()
+    assert held.cache.bits == 8
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+def test_a_cache_in_other_bits_is_refused(bits, tmp_path):
+    model, other = build(QWEN3_MOE), {None: 8, 8: None}[bits]
+    held = PromptCache(model, bits)
+    first_tokens(model, held, ids(10, 6))
+    path = tmp_path / "chat.cache"
+    held.save(path)
+    words = {None: "full precision", 8: "8 bits"}
+    with pytest.raises(
+        UsageError, match=rf"chat\.cache.* in {words[bits]}, not in {words[other]}; ask for the same"
+    ):
+        PromptCache.load(path, model, other)
 
 
 def test_a_cache_of_other_weights_or_another_precision_is_refused(tmp_path):

@@ -84,14 +84,15 @@ def kernels_off() -> str | None:
     return None
 
 
-def check(name: str, model: Model, *, fresh: bool) -> Checked:
+def check(name: str, model: Model, *, fresh: bool, cache_bits: int | None = None) -> Checked:
     """Check the kernels on a model, unless that has been done on this device with this MLX.
 
     Args:
         name: What to call the model.
         model: The model.
         fresh: Check again whatever is remembered.
+        cache_bits: Of the cache, see `LanguageModel.make_cache`.
     """
     step = DecodeStep.of(model)
-    verdict = None if step is None else remembered_verdict(model, step, fresh=fresh)
+    verdict = None if step is None else remembered_verdict(model, step, cache_bits, fresh=fresh)
     return Checked(model=name, verdict=verdict)

@@ -30,21 +30,29 @@ class Subject:
         name: What to call it.
         model: With its weights.
         config: Its configuration as the hub spells it.
+        cache_bits: Of macmoe's cache; None for the model's type.
     """
 
     name: str
     model: Model
     config: Mapping[str, Any]
+    cache_bits: int | None = None
 
     @classmethod
-    def drawn(cls, name: str, config: Mapping[str, Any], layers: int | None = None) -> Subject:
+    def drawn(
+        cls,
+        name: str,
+        config: Mapping[str, Any],
+        layers: int | None = None,
+        cache_bits: int | None = None,
+    ) -> Subject:
         """Draw random weights for a published configuration.
 
         Raises:
             UsageError: The model does not have so many layers.
         """
         cut = shortened(config, layers)
-        return cls(name=name, model=random_model(cut), config=cut)
+        return cls(name=name, model=random_model(cut), config=cut, cache_bits=cache_bits)
 
     def sides(self, *, against_peer: bool) -> dict[str, Side]:
         """Return the sides of a comparison, macmoe first.
@@ -52,7 +60,7 @@ class Subject:
         Raises:
             UsageError: mlx-lm is not installed, or cannot hold these weights.
         """
-        sides: dict[str, Side] = {OURS: Ours(self.model)}
+        sides: dict[str, Side] = {OURS: Ours(self.model, self.cache_bits)}
         if against_peer:
             sides[PEER] = Peer(peer_model(self.model, self.config), self.model)
         return sides
@@ -95,6 +103,7 @@ class Report:
         weight_bytes: Bytes of all weights.
         token_bytes: By context: bytes that a token reads.
         bandwidth: Bytes per second that a copy in memory moves on this device, read and written.
+        cache_bits: Of macmoe's cache; None for the model's type.
         uses_kernels: Whether macmoe decodes with its kernels here.
         kernels: Kernels of one token, by side.
         cases: Those that are done.
@@ -105,6 +114,7 @@ class Report:
     weight_bytes: int
     token_bytes: dict[int, int]
     bandwidth: float
+    cache_bits: int | None
     uses_kernels: bool
     kernels: dict[str, Kernels]
     cases: list[Case] = field(default_factory=list)
@@ -128,6 +138,7 @@ class Report:
             "versions": versions(),
             "weight_bytes": self.weight_bytes,
             "bandwidth_bytes_per_second": self.bandwidth,
+            "cache_bits": self.cache_bits,
             "uses_kernels": self.uses_kernels,
             "kernels": {name: asdict(kernels) for name, kernels in self.kernels.items()},
             "cases": [self._case(case) for case in self.cases],
@@ -184,8 +195,9 @@ def run(
         name=subject.name,
         layers=len(model.model.layers),
         weight_bytes=weight_bytes(model),
-        token_bytes={context: token_bytes(model, context) for context in work.contexts},
+        token_bytes={context: token_bytes(model, context, subject.cache_bits) for context in work.contexts},
         bandwidth=bandwidth(),
+        cache_bits=subject.cache_bits,
         uses_kernels=ours.uses_kernels,
         kernels={name: side.kernels() for name, side in sides.items()},
     )

@@ -57,10 +57,16 @@ def random_states(model: Model, context: int) -> Iterator[list[mx.array]]:
 
 
 class Ours:
-    """macmoe, through the loop that every answer comes from."""
+    """macmoe, through the loop that every answer comes from.
 
-    def __init__(self, model: Model) -> None:
+    Args:
+        model: The model.
+        cache_bits: Of its cache; None for the model's type.
+    """
+
+    def __init__(self, model: Model, cache_bits: int | None = None) -> None:
         self.model = model
+        self.cache_bits = cache_bits
 
     @property
     def weight_bytes(self) -> int:
@@ -68,7 +74,7 @@ class Ours:
         return _nbytes(self.model)
 
     def _filled(self, context: int) -> ModelCache:
-        cache = self.model.make_cache()
+        cache = self.model.make_cache(bits=self.cache_bits)
         for layer, arrays in zip(cache, random_states(self.model, context), strict=True):
             layer.update(*arrays)
             mx.eval(layer.state)
@@ -82,11 +88,12 @@ class Ours:
 
     def first_token(self, prompt: Sequence[int]) -> int:
         """Process a prompt and return the token after it."""
-        return next(generate(self.model, prompt, Sampler(SamplingOptions()), max_tokens=1)).id
+        cache = self.model.make_cache(bits=self.cache_bits)
+        return next(generate(self.model, prompt, Sampler(SamplingOptions()), max_tokens=1, cache=cache)).id
 
     def cache_bytes(self, context: int) -> int:
         """Return the bytes of the cache that one token reads."""
-        return cache_bytes(self.model, context)
+        return cache_bytes(self.model, context, self.cache_bits)
 
     @property
     def uses_kernels(self) -> bool:

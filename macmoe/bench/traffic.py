@@ -22,15 +22,16 @@ def weight_bytes(model: Model) -> int:
     return sum(array.nbytes for array in parameters_of(model).values())
 
 
-def token_bytes(model: Model, context: int) -> int:
+def token_bytes(model: Model, context: int, cache_bits: int | None = None) -> int:
     """Return the bytes that one token has to read after `context` others: weights in use, and the cache.
 
     Of the experts those that are chosen, of the embedding one row, unless it is the output matrix as well.
+    The cache is one of `cache_bits`, see `LanguageModel.make_cache`.
     """
     parameters = parameters_of(model)
     tied = not any(name.startswith("lm_head.") for name in parameters)
     read = sum(_share(name, array, model.config, tied=tied) for name, array in parameters.items())
-    return round(read) + sum(_cache_bytes(model, context))
+    return round(read) + cache_bytes(model, context, cache_bits)
 
 
 def _share(name: str, array: mx.array, config: Any, *, tied: bool) -> float:
@@ -49,24 +50,21 @@ def top_k(config: Any) -> int:
     return (config if moe is None else moe).num_experts_per_tok
 
 
-def state_shapes(model: Model) -> list[list[tuple[tuple[int, ...], mx.Dtype]]]:
+def state_shapes(model: Model, cache_bits: int | None = None) -> list[list[tuple[tuple[int, ...], mx.Dtype]]]:
     """Return what one token leaves in the cache of each layer: shapes [1, heads, 1, width] and types."""
-    cache = model.make_cache()
+    cache = model.make_cache(bits=cache_bits)
     model.hidden(mx.zeros((1, 1), dtype=mx.uint32), cache)  # not computed: only shapes are asked for
     return [[(array.shape, array.dtype) for array in layer.state] for layer in cache]
 
 
-def _cache_bytes(model: Model, context: int) -> list[int]:
-    seen = [context if window is None else min(context, window) for window in model.model.windows]
-    return [
-        tokens * sum(shape[1] * shape[3] * dtype.size for shape, dtype in arrays)
-        for tokens, arrays in zip(seen, state_shapes(model), strict=True)
-    ]
-
-
-def cache_bytes(model: Model, context: int) -> int:
+def cache_bytes(model: Model, context: int, cache_bits: int | None = None) -> int:
     """Return the bytes of a cache that a token reads after `context` others."""
-    return sum(_cache_bytes(model, context))
+    seen = [context if window is None else min(context, window) for window in model.model.windows]
+    return sum(
+        tokens * shape[1] * shape[3] * dtype.size
+        for tokens, arrays in zip(seen, state_shapes(model, cache_bits), strict=True)
+        for shape, dtype in arrays
+    )
 
 
 def bandwidth() -> float:

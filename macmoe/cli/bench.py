@@ -11,7 +11,7 @@ from macmoe.bench.measure import Plan
 from macmoe.bench.run import PEER, Subject, Work, run
 from macmoe.cli.bench_report import check_folder, check_plot, show
 from macmoe.cli.loading import open_session
-from macmoe.cli.options import no_kernels_option
+from macmoe.cli.options import cache_bits_option, no_kernels_option
 from macmoe.cli.terminal import progress_bar
 from macmoe.inspection import find_config
 from macmoe_converters.targets import hub_spelling
@@ -32,21 +32,25 @@ FILE = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
 @click.option("--against", type=click.Choice([PEER]), help="Measure it too, on the same weights.")
 @click.option("--json", "json_file", type=FILE, callback=check_folder, help="Write JSON to a file, or to -.")
 @click.option("--plot", "plot_file", type=FILE, callback=check_plot, help="Draw into a PNG or SVG file.")
+@cache_bits_option
 @no_kernels_option
 def command(*, model_name: str | None, shape: str | None, layers: int | None, **how: Any) -> None:
     """Measure speed, memory and kernels, also beside mlx-lm.
 
     MODEL is a checkpoint; --shape needs none. Decoding follows a cache of random content (--context, usually
-    512), reading a prompt is timed until the first token (--prefill, 2,048); both may be repeated.
+    512), reading a prompt is timed until the first token (--prefill, 2,048); both may be repeated. mlx-lm's
+    cache stays in full precision whatever --cache-bits says.
     """
     if (model_name is None) == (shape is None) or (layers and not shape):
         raise click.UsageError("Give either MODEL, or --shape NAME with or without --layers.")
     config = find_config(model_name or shape or "")[0]
     if shape:
-        subject = Subject.drawn(shape, config, layers)
+        subject = Subject.drawn(shape, config, layers, how["cache_bits"])
     else:
         model = open_session(model_name or "").model
-        subject = Subject(name=model_name or "", model=model, config=hub_spelling(config))
+        subject = Subject(
+            name=model_name or "", model=model, config=hub_spelling(config), cache_bits=how["cache_bits"]
+        )
     plan = Plan(tokens=how["tokens"], rounds=how["rounds"], time_limit=how["time_limit"])
     work = Work.asked(how["contexts"], how["prompts"], plan)
     with progress_bar("measuring") as bar:

@@ -36,6 +36,7 @@ def _circumstances(report: Report) -> str:
         f"{report.name}, {report.layers} layers, {size(report.weight_bytes)} of weights",
         f"{device_name()}, {report.bandwidth / 1e9:,.0f} GB/s",
         f"MLX {found['mlx']}" + (f", mlx-lm {found[PEER]}" if PEER in report.kernels else ""),
+        *([] if report.cache_bits is None else [f"cache in {report.cache_bits} bits"]),
         "with kernels" if report.uses_kernels else "with plain operations",
     ]
     return "; ".join(parts)

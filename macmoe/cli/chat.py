@@ -14,7 +14,13 @@ from macmoe.cli import Failure, describe
 from macmoe.cli.editor import agrees, line_editor, piped_line, read_message
 from macmoe.cli.events import show
 from macmoe.cli.loading import open_session
-from macmoe.cli.options import answer_options, cache_option, no_kernels_option, open_cache
+from macmoe.cli.options import (
+    answer_options,
+    cache_bits_option,
+    cache_option,
+    no_kernels_option,
+    open_cache,
+)
 from macmoe.cli.screen import PLAIN_WRITERS, LiveScreen, erase_live_line
 from macmoe.cli.slash import COMMANDS, run_command
 from macmoe.cli.terminal import is_terminal, note, printable
@@ -40,6 +46,7 @@ WELCOME = "{model}. /help lists the commands, Ctrl-C stops an answer, Ctrl-D lea
 @click.command()
 @answer_options
 @cache_option
+@cache_bits_option
 @no_kernels_option
 @click.option(
     "--tool",
@@ -62,6 +69,7 @@ def command(
     model_name: str,
     settings: Settings,
     cache_file: Path | None,
+    cache_bits: int | None,
     tool_files: tuple[Path, ...],
     adapters: tuple[Path, ...],
     yes: bool,
@@ -78,7 +86,7 @@ def command(
     for path in reversed(named.values()):  # every one is read now, and the first is used
         session.use_adapter(path)
     session.format.opening(settings.thinking)  # refuses what the model cannot do, before a question is asked
-    with open_cache(session, cache_file) as cache:
+    with open_cache(session, cache_file, cache_bits) as cache:
         conversation = session.chat(settings, tools=tools, cache=cache)
         if all(map(is_terminal, (sys.stdin, sys.stdout, sys.stderr))):
             dialogue = on_terminal(session, conversation, yes=yes, hide_thinking=hide_thinking)

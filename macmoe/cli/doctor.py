@@ -9,7 +9,7 @@ import click
 
 from macmoe.bench.machine import OK, WRONG, Checked, Machine, check, kernels_off, this_machine
 from macmoe.cli.loading import open_session
-from macmoe.cli.options import no_kernels_option
+from macmoe.cli.options import cache_bits_option, no_kernels_option
 from macmoe.cli.terminal import size
 from macmoe.decoding.examination import Check
 from macmoe.location import BUILT_IN
@@ -21,17 +21,19 @@ BYTES_FROM = 1 << 20  # limits of the device from here on are bytes
 @click.option("--model", "names", multiple=True, help="Check these instead of the built-in models; repeat.")
 @click.option("--fresh", is_flag=True, help="Check again what has been checked before.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@cache_bits_option
 @no_kernels_option
-def command(*, names: tuple[str, ...], fresh: bool, as_json: bool) -> None:
+def command(*, names: tuple[str, ...], fresh: bool, as_json: bool, cache_bits: int | None) -> None:
     """Describe this machine, and check the kernels on it.
 
     Each kind of layer is compared with plain MLX operations, and a token is timed both ways. What was found
     is remembered for this device and MLX version; a model whose kernels are wrong or slower runs without.
     """
     machine, off = this_machine(), kernels_off()
-    checked = (
-        [] if off else [check(name, open_session(name).model, fresh=fresh) for name in names or BUILT_IN]
-    )
+    checked = [
+        check(name, open_session(name).model, fresh=fresh, cache_bits=cache_bits)
+        for name in (() if off else names or BUILT_IN)
+    ]
     if as_json:
         kernels = {"off": off, "models": [each.to_json() for each in checked]}
         click.echo(json.dumps(asdict(machine) | {"kernels": kernels}, indent=2))

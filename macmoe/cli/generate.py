@@ -14,7 +14,14 @@ import click
 from macmoe.chat.messages import check_tools
 from macmoe.cli.events import WRITERS, collect, show
 from macmoe.cli.loading import open_session
-from macmoe.cli.options import adapter_option, answer_options, cache_option, no_kernels_option, open_cache
+from macmoe.cli.options import (
+    adapter_option,
+    answer_options,
+    cache_bits_option,
+    cache_option,
+    no_kernels_option,
+    open_cache,
+)
 from macmoe.cli.terminal import is_terminal, progress_bar, read_text, write_answer
 from macmoe.errors import UsageError
 
@@ -43,6 +50,7 @@ NOT_RAW = ("system", "thinking", "thinking_budget", "max_answer_tokens")
     help="A JSON list of tools to declare; calls are printed, never run.",
 )
 @cache_option
+@cache_bits_option
 @no_kernels_option
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without a chat format.")
 @click.option("--hide-thinking", is_flag=True, help="Do not show the thinking.")
@@ -55,6 +63,7 @@ def command(
     settings: Settings,
     tools_file: Path | None,
     cache_file: Path | None,
+    cache_bits: int | None,
     raw: bool,
     hide_thinking: bool,
     as_json: bool,
@@ -71,7 +80,7 @@ def command(
         raise click.UsageError("Missing argument 'PROMPT'.")
     text = read_text("-" if prompt is None else prompt)
     session = open_session(model_name, adapter)
-    with open_cache(session, cache_file) as cache:
+    with open_cache(session, cache_file, cache_bits) as cache:
         with progress_bar("reading the prompt") as progress:
             if raw:
                 events = _complete(session, text, settings, cache=cache, progress=progress)

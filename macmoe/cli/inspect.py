@@ -6,6 +6,7 @@ import json
 
 import click
 
+from macmoe.cli.options import cache_bits_option
 from macmoe.cli.terminal import size, table
 from macmoe.inspection import Architecture, describe, find_config
 
@@ -23,14 +24,17 @@ UNKNOWN = NONE = "-"
     show_default=True,
     help="Tokens for which the size of the cache is shown; may be repeated.",
 )
+@cache_bits_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(models: tuple[str, ...], contexts: tuple[int, ...], as_json: bool) -> None:
+def command(
+    *, models: tuple[str, ...], contexts: tuple[int, ...], cache_bits: int | None, as_json: bool
+) -> None:
     """Compare architectures, parameters and memory side by side.
 
     MODEL is a folder, a hub id, a built-in model (tiny:qwen3), or the name of a published model such as
     gpt-oss-20b, qwen3-30b-a3b or deepseek-v3, for which nothing is downloaded.
     """
-    described = [describe(name, *find_config(name)) for name in models]
+    described = [describe(name, *find_config(name), cache_bits) for name in models]
     if as_json:
         click.echo(json.dumps([to_json(model, contexts) for model in described], indent=2))
     else:
@@ -59,9 +63,13 @@ def to_text(model: Architecture, contexts: tuple[int, ...]) -> dict[str, str]:
         "  multi-token prediction, apart": f"{parameters.mtp:,}" if parameters.mtp else NONE,
         "stored bits per weight": f"{bits:.2f}" if bits else UNKNOWN,
         "stored": size(model.stored_bytes) if model.stored_bytes else UNKNOWN,
-        "cache per token (bf16)": f"{model.cache_bytes_per_token:,} B",
+        f"cache per token ({_precision(model)})": f"{model.cache_bytes_per_token:,} B",
         **{f"cache at {context:,}": size(model.cache_bytes(context)) for context in contexts},
     }
+
+
+def _precision(model: Architecture) -> str:
+    return "bf16" if model.cache_bits is None else f"{model.cache_bits} bits"
 
 
 def _windows(model: Architecture) -> str:
@@ -99,6 +107,7 @@ def to_json(model: Architecture, contexts: tuple[int, ...]) -> dict[str, object]
         "parameters_mtp": parameters.mtp,
         "stored_bytes": model.stored_bytes,
         "stored_bits_per_weight": model.stored_bits,
+        "cache_bits": model.cache_bits,
         "cache_bytes_per_token": model.cache_bytes_per_token,
         "cache_bytes": {str(context): model.cache_bytes(context) for context in contexts},
     }

@@ -78,6 +78,14 @@ cache_option = click.option(
     help="Go on with what this file knows of the prompt, and update it at the end.",
 )
 
+cache_bits_option = click.option(
+    "--cache-bits",
+    "cache_bits",
+    type=click.Choice(["8"]),
+    callback=lambda _, __, bits: bits and int(bits),
+    help="Keep what grows with the context in so many bits a number; otherwise as the model computes.",
+)
+
 
 def _turn_kernels_off(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     if value and SWITCH not in os.environ:
@@ -95,21 +103,21 @@ no_kernels_option = click.option(
 
 
 @contextmanager
-def open_cache(session: Session, path: Path | None) -> Iterator[PromptCache | None]:
-    """Give the prompt cache in a file, a new one where there is no file yet, None without a path.
+def open_cache(session: Session, path: Path | None, bits: int | None) -> Iterator[PromptCache | None]:
+    """Give the prompt cache in a file, a new one where there is no file yet; None without a path and bits.
 
     The file is written at the end, also after a failure or Ctrl-C, but only if there is something to keep.
 
     Raises:
         CheckpointError: The file is no cache, or of another model.
-        UsageError: Its folder does not exist.
+        UsageError: Its folder does not exist, it is kept in other bits, or the model's cache cannot be.
     """
     if path is None:
-        yield None
+        yield None if bits is None else session.make_cache(bits)
         return
     if not path.parent.is_dir():
         raise UsageError(f"{path}: there is no folder {path.parent}; create it first")
-    held = PromptCache.load(path, session.model) if path.exists() else session.make_cache()
+    held = PromptCache.load(path, session.model, bits) if path.exists() else session.make_cache(bits)
     try:
         yield held
     finally:

@@ -25,7 +25,8 @@ class Grouped:
 
     def __call__(self, x: mx.array, buffers: list[mx.array], places: mx.array) -> mx.array:
         """Map the normed stream [1, dim] to what is added to it; the cache is written."""
-        keys, values = buffers
+        parts = len(buffers) // 2
+        keys, values = buffers[:parts], buffers[parts:]
         y = grouped_attention.attend(self.qkv(x), keys, values, places, self.heads, self.weights)
         return self.output(y)
 
@@ -45,14 +46,13 @@ class Latent:
 
     def __call__(self, x: mx.array, buffers: list[mx.array], places: mx.array) -> mx.array:
         """Map the normed stream [1, dim] to what is added to it; the cache is written."""
-        (cache,) = buffers
         compressed = latent_attention.prepare(
-            self.compress(x), self.norms, cache, places, self.wavelengths, self.form
+            self.compress(x), self.norms, buffers, places, self.wavelengths, self.form
         )
         absorbed = latent_attention.absorb(
             self.expand(compressed), self.key_up, places, self.wavelengths, self.form
         )
-        mixed = latent_attention.attend(absorbed, cache, places, self.form)  # [heads, latent]
+        mixed = latent_attention.attend(absorbed, buffers, places, self.form)  # [heads, latent]
         return self.output(self.value_up(mixed[None, :, None]).reshape(1, -1))
 
 

@@ -1,13 +1,13 @@
 """Whether the kernels are used: they must be wanted, possible, right and faster, here and for this model.
 
-A model's kernels are examined once; the verdict is kept per device, MLX version, kernel texts and form of the
-model.
+A model's kernels are examined once for each kind of cache; the verdict is kept per device, MLX version,
+kernel texts, form of the model and bits of the cache.
 """
 
 import hashlib
 import json
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,21 @@ from macmoe.version import __version__
 logger = logging.getLogger(__name__)
 
 
+@dataclass(slots=True)
+class Translation:
+    """What has been made of a model.
+
+    Attributes:
+        identity: Of the weights that it was made of, see `identity`.
+        step: The model in kernels; None where it has no translation.
+        accepted: By bits of the cache: whether to use them.
+    """
+
+    identity: tuple[int, ...]
+    step: DecodeStep | None
+    accepted: dict[int | None, bool] = field(default_factory=dict)
+
+
 def decode_step(model: Model, cache: ModelCache) -> DecodeStep | None:
     """Return the step for one conversation, None where the model's modules have to do.
 
@@ -35,13 +50,17 @@ def decode_step(model: Model, cache: ModelCache) -> DecodeStep | None:
     """
     if not source.enabled() or cache.left_padding is not None:
         return None
-    if model.translation is None or model.translation[0] != identity(model):
+    if model.translation is None or model.translation.identity != identity(model):
         step = DecodeStep.of(model)
-        use = step is not None and _accepted(remembered_verdict(model, step))
+        model.translation = Translation(identity(model), step)
+    translation: Translation = model.translation
+    if cache.bits not in translation.accepted:
+        step = translation.step
+        use = step is not None and _accepted(remembered_verdict(model, step, cache.bits))
+        translation.accepted[cache.bits] = use
         for experts in mixtures(model):
-            experts.use_kernels = use
-        model.translation = (identity(model), step if use else None)
-    return model.translation[1]
+            experts.use_kernels = any(translation.accepted.values())
+    return translation.step if translation.accepted[cache.bits] else None
 
 
 def _accepted(verdict: Verdict) -> bool:
@@ -63,22 +82,25 @@ def identity(model: Model) -> tuple[int, ...]:
     return tuple(id(array) for _, array in tree_flatten(model.parameters()))
 
 
-def remembered_verdict(model: Model, step: DecodeStep, *, fresh: bool = False) -> Verdict:
+def remembered_verdict(
+    model: Model, step: DecodeStep, cache_bits: int | None = None, *, fresh: bool = False
+) -> Verdict:
     """Return the verdict for this device and form of model, from the cache folder if it is there.
 
     Args:
         model: The model.
         step: Its translation.
+        cache_bits: Of the cache, see `LanguageModel.make_cache`.
         fresh: Check again whatever is there.
     """
     folder = cache_folder()
     if folder is None:
-        return examine(model, step)
-    path = folder / "kernels" / f"{_form(model)}.json"
+        return examine(model, step, cache_bits)
+    path = folder / "kernels" / f"{_form(model, cache_bits)}.json"
     known = None if fresh else _read_verdict(path)
     if known is not None:
         return known
-    verdict = examine(model, step)
+    verdict = examine(model, step, cache_bits)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(verdict)), encoding="utf-8")
@@ -94,12 +116,13 @@ def _read_verdict(path: Path) -> Verdict | None:
         return None
 
 
-def _form(model: Model) -> str:
+def _form(model: Model, cache_bits: int | None) -> str:
     """Return a hash of everything a verdict hangs on."""
     parameters: Any = tree_flatten(model.parameters())
     shapes = sorted({(str(array.shape), str(array.dtype)) for _, array in parameters})
     device = str(mx.device_info().get("device_name", mx.default_device()))
-    facts = [device, version("mlx"), __version__, str(source.backend()), repr(model.config), repr(shapes)]
+    packages = [version("mlx"), __version__]
+    facts = [device, *packages, str(source.backend()), repr(model.config), repr(shapes), repr(cache_bits)]
     digest = hashlib.sha256("\n".join(facts).encode())
     for folder in (
         Path(source.__file__).parent,

@@ -122,20 +122,23 @@ def _judge(kernels: Run, modules: Run, exact: Run, dtype: mx.Dtype) -> Check:
     )
 
 
-def examine(model: Model, step: DecodeStep) -> Verdict:
-    """Judge the kernels of a model, one sublayer of each kind, and time one token both ways."""
+def examine(model: Model, step: DecodeStep, cache_bits: int | None = None) -> Verdict:
+    """Judge the kernels of a model, one sublayer of each kind, and time one token both ways.
+
+    All that is compared has a cache of `cache_bits`, see `LanguageModel.make_cache`.
+    """
     for experts in mixtures(model):
         experts.use_kernels = False  # the modules are what the kernels are compared with
     checks: dict[str, Check] = {}
     for index, layer in enumerate(step.layers):
         kinds = (f"attention, window {layer.window}", type(layer.feed_forward).__name__.lower())
         if kinds[0] not in checks:
-            checks[kinds[0]] = _check_attention(model, index, layer)
+            checks[kinds[0]] = _check_attention(model, index, layer, cache_bits)
         if kinds[1] not in checks:
             checks[kinds[1]] = _check_feed_forward(model, index, layer)
     for experts in mixtures(model)[:1]:
         checks["several tokens"] = _check_several_tokens(experts, _dtype(model))
-    seconds, plain_seconds = _times(model, step)
+    seconds, plain_seconds = _times(model, step, cache_bits)
     return Verdict(checks=checks, seconds=seconds, plain_seconds=plain_seconds)
 
 
@@ -169,13 +172,13 @@ def _noise(model: Model, seed: int) -> mx.array:
     return mx.random.normal((1, len(weight)), key=mx.random.key(seed)).astype(weight.dtype)
 
 
-def _check_attention(model: Model, index: int, layer: Layer) -> Check:
+def _check_attention(model: Model, index: int, layer: Layer, cache_bits: int | None) -> Check:
     """Feed tokens one by one, so that no product needs another of MLX's kernels, and keep the last ones."""
     module = model.model.layers[index].self_attn
     tokens = [_noise(model, token) for token in range(PAST + TOKENS)]
 
     def fresh_cache() -> LayerCache:
-        return list(model.make_cache())[index]
+        return list(model.make_cache(bits=cache_bits))[index]
 
     with in_float32(module):
         exact = _attend(module, [x.astype(mx.float32) for x in tokens], layer.window, fresh_cache())
@@ -241,8 +244,8 @@ def _check_several_tokens(experts: Experts, dtype: mx.Dtype) -> Check:
     return _judge(kernels, modules, exact, dtype)
 
 
-def _times(model: Model, step: DecodeStep) -> tuple[float, float]:
-    cache: ModelCache = model.make_cache()
+def _times(model: Model, step: DecodeStep, cache_bits: int | None) -> tuple[float, float]:
+    cache: ModelCache = model.make_cache(bits=cache_bits)
     mx.eval(model.hidden(mx.zeros((1, PAST), dtype=mx.uint32), cache))
     token = mx.zeros((1,), dtype=mx.uint32)
 

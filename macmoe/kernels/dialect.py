@@ -77,6 +77,8 @@ __device__ inline V simd_min(V value) {
   return value;
 }
 namespace metal {
+__device__ inline float abs(float x) { return ::fabsf(x); }
+__device__ inline float rint(float x) { return ::rintf(x); }
 __device__ inline float exp(float x) { return ::expf(x); }
 __device__ inline float rsqrt(float x) { return ::rsqrtf(x); }
 __device__ inline float max(float a, float b) { return ::fmaxf(a, b); }

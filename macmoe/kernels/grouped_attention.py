@@ -6,11 +6,12 @@ its sum (arXiv 2508.10925). A key is read by `LANES` neighboring lanes, 8 values
 on several keys.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 
-from macmoe.kernels.packed import KINDS, LOAD
+from macmoe.kernels import rows
 from macmoe.kernels.source import Kernel, launch
 
 SIMD_GROUPS = 8
@@ -60,8 +61,8 @@ def usable(heads: Heads) -> bool:
 
 STEP = Kernel(
     name="grouped_attention",
-    writes=("keys", "values"),
-    header=LOAD,
+    writes=rows.written("keys", "values"),
+    header=rows.ROWS,
     body="""
   threadgroup float heads[(TOGETHER + 2) * HEAD_DIM];  // queries, the new key, the new value
   threadgroup float sums[SIMD_GROUPS * AT_ONCE * HEAD_DIM];
@@ -121,15 +122,16 @@ STEP = Kernel(
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
-  device T* key_rows = (device T*)keys + ulong(kv) * CAPACITY * HEAD_DIM;
-  device T* value_rows = (device T*)values + ulong(kv) * CAPACITY * HEAD_DIM;
+  const Rows key_rows = ROWS(keys, ulong(kv) * CAPACITY, HEAD_DIM);
+  const Rows value_rows = ROWS(values, ulong(kv) * CAPACITY, HEAD_DIM);
   const bool newest = part == PARTS - 1;  // this part also takes the new token
   if (newest) {
-    for (uint i = thread_index; i < HEAD_DIM; i += SIMD_GROUPS * 32) {
-      key_rows[place * HEAD_DIM + i] = T(heads[TOGETHER * HEAD_DIM + i]);
-      value_rows[place * HEAD_DIM + i] = T(heads[(TOGETHER + 1) * HEAD_DIM + i]);
-    }
+    store_row(key_rows, place * HEAD_DIM, heads + TOGETHER * HEAD_DIM, HEAD_DIM, simd, lane);
+    store_row(value_rows, place * HEAD_DIM, heads + (TOGETHER + 1) * HEAD_DIM, HEAD_DIM, simd, lane);
   }
+#if MODE != PLAIN
+  threadgroup_barrier(mem_flags::mem_threadgroup);  // the new token is seen as it was packed
+#endif
 
   const uint head_set = simd % HEAD_SETS;
   const uint stripe = simd / HEAD_SETS;
@@ -166,8 +168,8 @@ STEP = Kernel(
     float key[AHEAD][8], value[AHEAD][8];
     for (int n = 0; n < AHEAD; n++) {  // all loads first
       const uint row = metal::min(first + n * TOKENS + sub, to - 1);
-      load_floats(key_rows + row * HEAD_DIM + column, key[n], 8);
-      load_floats(value_rows + row * HEAD_DIM + column, value[n], 8);
+      load_row(key_rows, row * HEAD_DIM + column, key[n]);
+      load_row(value_rows, row * HEAD_DIM + column, value[n]);
     }
     for (int n = 0; n < AHEAD; n++) {
       const bool seen = first + n * TOKENS + sub < to;
@@ -321,13 +323,19 @@ class Weights:
 
 
 def attend(
-    qkv: mx.array, keys: mx.array, values: mx.array, places: mx.array, heads: Heads, weights: Weights
+    qkv: mx.array,
+    keys: Sequence[mx.array],
+    values: Sequence[mx.array],
+    places: mx.array,
+    heads: Heads,
+    weights: Weights,
 ) -> mx.array:
     """Attend with one new token, and write its key and value into the cache.
 
     Args:
         qkv: [1, (heads + 2 * kv_heads) * head_dim], before bias, norm and rotation.
-        keys: Buffer [1, kv_heads, capacity, head_dim]; written in place, so nobody else may hold it.
+        keys: Parts of the buffer [1, kv_heads, capacity, head_dim] (macmoe.kernels.rows); written in place,
+            so nobody else may hold them.
         values: The same for values.
         places: int32 [3]: position of the token, its row in the buffers, the first row it sees.
         heads: Form of the layer.
@@ -347,20 +355,20 @@ def attend(
     }
     inputs = {
         "qkv": qkv,
-        "keys": keys,
-        "values": values,
+        **rows.named("keys", keys),
+        **rows.named("values", values),
         "places": places,
         "wavelengths": weights.wavelengths,
         **{name: array for name, array in optional.items() if array is not None},
     }
     constants = {
+        **rows.constants(keys, heads.head_dim),
         "T": qkv.dtype,
-        "T_KIND": KINDS[qkv.dtype],
         "HEADS": heads.heads,
         "KV_HEADS": heads.kv_heads,
         "HEAD_DIM": heads.head_dim,
         "TOGETHER": together,
-        "CAPACITY": keys.shape[2],
+        "CAPACITY": keys[0].shape[2],
         "PARTS": heads.parts,
         "SIMD_GROUPS": SIMD_GROUPS,
         "AT_ONCE": heads.at_once,

@@ -2,17 +2,20 @@
 
 `prepare` norms the compressed query and key/value, turns the rotary key and appends both to the cache;
 `absorb` moves the key's up-projection to the query, head by head, and turns the query's rotary part; `attend`
-reads the cache, of which the values are a part. Rotary pairs stand side by side.
+reads the cache, of which the values are a part; `unpack` writes a packed one out for it. Rotary pairs stand
+side by side.
 
 All heads read the same keys: they are the rows of one matrix, and attention is a matter of matrix units, not
 of bandwidth. So its two products are those of MLX, over the whole buffer; the softmax between them knows
 which rows are seen.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 
+from macmoe.kernels import rows
 from macmoe.kernels.experts import Stack
 from macmoe.kernels.packed import CHUNK, KINDS, LOAD, PLAIN, UNPACK
 from macmoe.kernels.source import Kernel, launch
@@ -67,14 +70,14 @@ def usable(form: Form) -> bool:
 
 PREPARE = Kernel(
     name="latent_prepare",
-    writes=("cache",),
-    header=ROTATE,
+    writes=rows.written("cache"),
+    header=rows.ROWS + ROTATE,
     body="""
   threadgroup float partial[2 * THREADS / 32];
+  threadgroup float row[LATENT + ROPE_DIM];
   const uint token = threadgroup_position_in_grid.x;
   const uint thread_index = thread_index_in_threadgroup;
   const device T* source = compressed + token * (Q_RANK + LATENT + ROPE_DIM);
-  device T* row = (device T*)cache + (ulong(places[1]) + token) * (LATENT + ROPE_DIM);
   float q_squares = 0.0f, c_squares = 0.0f;
   for (uint i = thread_index; i < Q_RANK; i += THREADS) q_squares += float(source[i]) * float(source[i]);
   for (uint i = thread_index; i < LATENT; i += THREADS) {
@@ -98,14 +101,31 @@ PREPARE = Kernel(
     query[token * Q_RANK + i] = T(float(source[i]) * q_factor * float(q_norm[i]));
   }
   for (uint i = thread_index; i < LATENT; i += THREADS) {
-    row[i] = T(float(source[Q_RANK + i]) * c_factor * float(kv_norm[i]));
+    row[i] = float(T(float(source[Q_RANK + i]) * c_factor * float(kv_norm[i])));
   }
   for (uint pair = thread_index; pair < ROPE_DIM / 2; pair += THREADS) {
     float even = float(source[Q_RANK + LATENT + 2 * pair]);
     float odd = float(source[Q_RANK + LATENT + 2 * pair + 1]);
     rotate(&even, &odd, (float(places[0]) + token) * (1.0f / wavelengths[pair]));
-    row[LATENT + 2 * pair] = T(even);
-    row[LATENT + 2 * pair + 1] = T(odd);
+    row[LATENT + 2 * pair] = float(T(even));
+    row[LATENT + 2 * pair + 1] = float(T(odd));
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  const Rows cached = ROWS(cache, ulong(places[1]) + token, LATENT + ROPE_DIM);
+  store_row(cached, 0, row, LATENT + ROPE_DIM, simdgroup_index_in_threadgroup, thread_index_in_simdgroup);
+""",
+)
+
+UNPACK_ROWS = Kernel(
+    name="latent_unpack",
+    header=rows.ROWS,
+    body="""
+  const uint place = (threadgroup_position_in_grid.x * THREADS + thread_index_in_threadgroup) * 8;
+  const Rows packed = ROWS(cache, ulong(0), WIDTH);
+  if (place < CAPACITY * WIDTH) {
+    float values[8];
+    load_row(packed, place, values);
+    store_floats(unpacked + place, values);
   }
 """,
 )
@@ -195,7 +215,7 @@ WEIGH = Kernel(
 def prepare(
     compressed: mx.array,
     norms: tuple[mx.array, mx.array],
-    cache: mx.array,
+    cache: Sequence[mx.array],
     places: mx.array,
     wavelengths: mx.array,
     form: Form,
@@ -205,7 +225,8 @@ def prepare(
     Args:
         compressed: [tokens, q_rank + latent + rope_dim]: compressed query, compressed key/value, rotary key.
         norms: Weights of the two norms, [q_rank] and [latent].
-        cache: Buffer [1, 1, capacity, latent + rope_dim], written in place, so nobody else may hold it.
+        cache: Parts of the buffer [1, 1, capacity, latent + rope_dim] (macmoe.kernels.rows), written in
+            place, so nobody else may hold them.
         places: int32 [3]: position of the first token, its row in the buffer, the first row that is seen.
         wavelengths: Of the rotary pairs [rope_dim / 2], float32, up to 2 pi.
         form: The arrangement.
@@ -215,17 +236,19 @@ def prepare(
         "compressed": compressed,
         "q_norm": norms[0],
         "kv_norm": norms[1],
-        "cache": cache,
+        **rows.named("cache", cache),
         "places": places,
         "wavelengths": wavelengths,
     }
     constants = {
+        **rows.constants(cache, form.width),
         "T": compressed.dtype,
         "Q_RANK": form.q_rank,
         "LATENT": form.latent,
         "ROPE_DIM": form.rope_dim,
         "EPS": form.eps,
         "THREADS": THREADS,
+        "SIMD_GROUPS": THREADS // 32,
     }
     outputs = {"query": ((tokens, form.q_rank), compressed.dtype)}
     return launch(PREPARE, inputs, outputs, constants, groups=(tokens, 1, 1), threads=THREADS)[0]
@@ -262,22 +285,51 @@ def absorb(query: mx.array, up: Stack, places: mx.array, wavelengths: mx.array, 
     return launch(ABSORB, inputs, outputs, constants, groups=groups, threads=32 * SIMD_GROUPS)[0]
 
 
-def attend(absorbed: mx.array, cache: mx.array, places: mx.array, form: Form) -> mx.array:
+def unpack(cache: Sequence[mx.array], after: mx.array, form: Form) -> mx.array:
+    """Write out a packed cache: [capacity, latent + rope_dim], in the model's type.
+
+    Args:
+        cache: Three parts, see `prepare`.
+        after: Something that comes from what `prepare` returned: an input that is not read, so that the new
+            row is there (MLX knows of it no other way, and its CUDA graphs only know inputs and outputs).
+        form: The arrangement.
+    """
+    capacity, dtype = cache[0].shape[2], cache[1].dtype
+    constants = {
+        **rows.constants(cache, form.width),
+        "T": dtype,
+        "CAPACITY": capacity,
+        "WIDTH": form.width,
+        "THREADS": THREADS,
+        "SIMD_GROUPS": THREADS // 32,
+    }
+    (unpacked,) = launch(
+        UNPACK_ROWS,
+        {**rows.named("cache", cache), "after": after},
+        {"unpacked": ((capacity, form.width), dtype)},
+        constants,
+        groups=(-(-capacity * form.width // (8 * THREADS)), 1, 1),
+        threads=THREADS,
+    )
+    return unpacked
+
+
+def attend(absorbed: mx.array, cache: Sequence[mx.array], places: mx.array, form: Form) -> mx.array:
     """Attend to the latents: [tokens * heads, latent], each token to the cache up to its own row.
 
     Args:
         absorbed: From `absorb`.
-        cache: [1, 1, capacity, latent + rope_dim], the new tokens included.
+        cache: See `prepare`, the new tokens included.
         places: See `prepare`.
         form: The arrangement.
     """
     # Only operations that read the buffer as it lies may take it: a copy, such as MLX's products make of rows
     # with gaps, would depend on nothing that `prepare` returns, and could come before it. So the values are
     # cut out of the result.
-    keys = cache[0, 0]
+    keys = cache[0][0, 0] if len(cache) == 1 else unpack(cache, absorbed, form)
     scores = absorbed @ keys.T  # [tokens * heads, capacity]
     constants = {
-        "T": cache.dtype,
+        "T": keys.dtype,
         "HEADS": form.heads,
         "CAPACITY": keys.shape[0],
         "THREADS": THREADS,

@@ -20,6 +20,7 @@ from macmoe.nn.decoder import CausalLM, Decoder, DecoderLayer
 from macmoe.nn.latent_attention import LatentAttention, block_bytes
 from macmoe.nn.mlp import MLP, swiglu
 from macmoe.nn.moe import Experts, routed_bytes
+from macmoe.nn.packed_cache import PackedCache
 from macmoe.nn.positions import Positions
 from macmoe.nn.routing import Logits, Routes, grouped_sigmoid_top_k, router_logits
 from macmoe.protocols import Cache
@@ -259,9 +260,11 @@ class DeepseekV3(CausalLM):
         embedded = self.model.embed_tokens(next_tokens)
         return self.logits(self.mtp[depth].draft(hidden, embedded, positions, layer_cache))
 
-    def make_cache(self, left_padding: Sequence[int] | None = None) -> ModelCache:
+    def make_cache(self, left_padding: Sequence[int] | None = None, bits: int | None = None) -> ModelCache:
         """Return an empty cache for one batch: latent + rope_dim values per token and layer."""
-        return ModelCache([LatentCache() for _ in self.model.layers], left_padding)
+        width = self.config.kv_lora_rank + self.config.qk_rope_head_dim
+        layers = [LatentCache() if bits is None else PackedCache(width, bits) for _ in self.model.layers]
+        return ModelCache(layers, left_padding)
 
     def make_mtp_cache(self, left_padding: Sequence[int] | None = None) -> ModelCache:
         """Return an empty cache for one multi-token-prediction layer."""

@@ -21,6 +21,7 @@ from macmoe.nn.cache import FullCache, ModelCache, SlidingCache
 from macmoe.nn.decoder import CausalLM, Decoder, DecoderLayer
 from macmoe.nn.mlp import clamped_swiglu
 from macmoe.nn.moe import Experts, routed_bytes
+from macmoe.nn.packed_cache import PackedCache
 from macmoe.nn.positions import Mask, Positions
 from macmoe.nn.rope import Rope, attention_factor
 from macmoe.nn.routing import router_logits, top_k_then_softmax
@@ -170,7 +171,13 @@ class GptOss(CausalLM):
         super().__init__(decoder, tied=config.tie_word_embeddings)
         self.config = config
 
-    def make_cache(self, left_padding: Sequence[int] | None = None) -> ModelCache:
-        """Return an empty cache for one batch: sliding layers keep their window and some slack."""
-        layers = [FullCache() if window is None else SlidingCache(window) for window in self.config.windows]
+    def make_cache(self, left_padding: Sequence[int] | None = None, bits: int | None = None) -> ModelCache:
+        """Return an empty cache for one batch: sliding layers keep their window and some slack, unpacked."""
+
+        def layer_cache(window: int | None) -> LayerCache:
+            if window is not None:
+                return SlidingCache(window)
+            return FullCache() if bits is None else PackedCache(self.config.head_dim, bits)
+
+        layers = [layer_cache(window) for window in self.config.windows]
         return ModelCache(layers, left_padding)

@@ -18,6 +18,7 @@ from macmoe.nn.cache import FullCache, ModelCache
 from macmoe.nn.decoder import CausalLM, Decoder, DecoderLayer
 from macmoe.nn.mlp import MLP, swiglu
 from macmoe.nn.moe import Experts, routed_bytes
+from macmoe.nn.packed_cache import PackedCache
 from macmoe.nn.positions import Mask, Positions
 from macmoe.nn.rope import Rope, attention_factor
 from macmoe.nn.routing import router_logits, softmax_then_top_k
@@ -181,6 +182,8 @@ class Qwen3(CausalLM):
         super().__init__(decoder, tied=config.tie_word_embeddings)
         self.config = config
 
-    def make_cache(self, left_padding: Sequence[int] | None = None) -> ModelCache:
-        """Return an empty cache for one batch."""
-        return ModelCache([FullCache() for _ in self.model.layers], left_padding)
+    def make_cache(self, left_padding: Sequence[int] | None = None, bits: int | None = None) -> ModelCache:
+        """Return an empty cache for one batch; see `LanguageModel.make_cache`."""
+        width = self.config.head_dim
+        layers = [FullCache() if bits is None else PackedCache(width, bits) for _ in self.model.layers]
+        return ModelCache(layers, left_padding)

@@ -6,6 +6,7 @@ the length is known. Fused kernels write into the buffers themselves (`open`), w
 a cache remembers whether a copy may share its buffers, and then moves to new ones first.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -39,6 +40,8 @@ def _check_trim(cache: LayerCache, tokens: int) -> None:
 
 class FullCache:
     """Keeps every token: keys and values [batch, kv_heads, length, head_dim] of one layer."""
+
+    bits: int | None = None  # of a packed number
 
     def __init__(self) -> None:
         self.offset = 0
@@ -105,8 +108,7 @@ class FullCache:
 
     def copy(self) -> "FullCache":
         """Return an independent cache; memory is shared until one of the two is written."""
-        twin = type(self)()
-        twin.offset, twin._reserved = self.offset, self._reserved
+        twin = copy.copy(self)
         twin._buffers = [buffer[...] for buffer in self._buffers]
         self._shared = twin._shared = True
         return twin
@@ -138,6 +140,8 @@ class SlidingCache:
         window: Tokens that a query sees, itself included.
         slack: How many tokens can be taken back at least (prefix reuse, rejected drafts).
     """
+
+    bits: int | None = None  # never packed: what it holds is small
 
     def __init__(self, window: int, slack: int = 512) -> None:
         self.window = window
@@ -233,8 +237,7 @@ class SlidingCache:
 
     def copy(self) -> "SlidingCache":
         """Return an independent cache; memory is shared until one of the two is written."""
-        twin = type(self)(self.window, self.slack)
-        twin.offset, twin._start = self.offset, self._start
+        twin = copy.copy(self)
         twin._buffers = [buffer[...] for buffer in self._buffers]
         self._shared = twin._shared = True
         return twin
@@ -267,6 +270,11 @@ class ModelCache:
     def offset(self) -> int:
         """Number of tokens seen so far."""
         return self.layers[0].offset
+
+    @property
+    def bits(self) -> int | None:
+        """Bits of a packed number; None if every layer keeps the model's type."""
+        return next((layer.bits for layer in self.layers if layer.bits), None)
 
     @property
     def trimmable(self) -> int:

@@ -1,6 +1,7 @@
 """Measure everything that docs/performance.md states of one GPU, in under eight minutes.
 
     python tests/bench/gpu.py --json FILE [--seconds 460] [--stages decode prefill-2048 memory prefill-16384]
+        [--cache-bits 8]
 
 Published shapes with random weights, beside mlx-lm on the same weights. FILE is written after every case, so
 that a run that is cut off loses nothing; a case for which no time is left is written down as not measured.
@@ -79,7 +80,15 @@ class Log:
         self.write()
 
 
-def measure(name: str, stage: Stage, plan: Plan, *, small: bool, done: Callable[[Report], None]) -> Report:
+def measure(
+    name: str,
+    stage: Stage,
+    plan: Plan,
+    *,
+    small: bool,
+    cache_bits: int | None,
+    done: Callable[[Report], None],
+) -> Report:
     """Draw a model and measure a stage of it."""
     began = time.perf_counter()
     if small:
@@ -87,10 +96,11 @@ def measure(name: str, stage: Stage, plan: Plan, *, small: bool, done: Callable[
         from macmoe_converters.targets import hub_spelling
 
         config = load_json(next(ASSETS.glob(f"{name[:3]}*/config.json")))
-        subject = Subject.drawn(name, hub_spelling(config))
+        subject = Subject.drawn(name, hub_spelling(config), cache_bits=cache_bits)
         stage = replace(stage, contexts=stage.contexts[:1], prompts=tuple(n // 64 for n in stage.prompts))
     else:
-        subject = Subject.drawn(name, load_json(ASSETS / "configs" / f"{name}.json"), SHAPES[name])
+        config = load_json(ASSETS / "configs" / f"{name}.json")
+        subject = Subject.drawn(name, config, SHAPES[name], cache_bits)
     sides = subject.sides(against_peer=stage.against_peer)
     print(f"{name}: weights drawn in {time.perf_counter() - began:.1f} s", flush=True)
     return run(subject, sides, Work(contexts=stage.contexts, prompts=stage.prompts, plan=plan), done=done)
@@ -112,7 +122,7 @@ def show(report: Report) -> None:
         )
 
 
-def stage_of_shape(log: Log, stage_name: str, name: str, *, small: bool) -> None:
+def stage_of_shape(log: Log, stage_name: str, name: str, *, small: bool, cache_bits: int | None) -> None:
     """Measure one stage of one shape, whatever happens."""
     stage = STAGES[stage_name]
     label = {"stage": stage_name, "model": name}
@@ -127,7 +137,7 @@ def stage_of_shape(log: Log, stage_name: str, name: str, *, small: bool) -> None
         log.write(label | report.to_json() | {"seconds_left": log.left})
 
     try:
-        report = measure(name, stage, plan, small=small, done=done)
+        report = measure(name, stage, plan, small=small, cache_bits=cache_bits, done=done)
         log.add(label | report.to_json() | {"seconds_left": log.left})
     except Exception as error:  # noqa: BLE001 - the other shapes go on
         log.add(label | {"not_measured": f"{type(error).__name__}: {error}"})
@@ -145,6 +155,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=460)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--cache-bits", type=int, choices=[8], help="of macmoe's cache")
     parser.add_argument("--small", action="store_true", help="of tiny models: whether this script runs")
     options = parser.parse_args()
     print(f"{mx.device_info()}, MLX {mx.__version__}", flush=True)
@@ -152,7 +163,7 @@ def main() -> None:
     for stage in options.stages:
         for name in options.shapes:
             if name in STAGES[stage].shapes:
-                stage_of_shape(log, stage, name, small=options.small)
+                stage_of_shape(log, stage, name, small=options.small, cache_bits=options.cache_bits)
                 print(f"{log.left:.0f} s left", flush=True)
 
 

@@ -74,7 +74,9 @@ def divergence(model: Model, other: Model, passages: list[Passage]) -> float:
     return math.fsum(found) / len(found)
 
 
-def accuracy(model: Model, session: Session, thinking: Thinking, asked: list[Question]) -> float:
+def accuracy(
+    model: Model, session: Session, thinking: Thinking, asked: list[Question], cache_bits: int | None = None
+) -> float:
     """Answer questions greedily, all at once; return the share of right answers."""
     prompts = [
         session.tokenizer.encode_segments(
@@ -85,7 +87,7 @@ def accuracy(model: Model, session: Session, thinking: Thinking, asked: list[Que
     stops = list(session.format.stop_ids(session.tokenizer) | session.defaults.stop_ids)
     longest = max(map(len, prompts))
     tokens = mx.array([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
-    cache = model.make_cache(left_padding=[longest - len(prompt) for prompt in prompts])
+    cache = model.make_cache([longest - len(prompt) for prompt in prompts], cache_bits)
     columns: list[np.ndarray] = []
     waiting = np.ones(len(prompts), bool)
     while waiting.any() and len(columns) < MAX_TOKENS:

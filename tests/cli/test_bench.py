@@ -51,6 +51,28 @@ def test_json_on_stdout_stands_alone(macmoe):
     assert [case["kind"] for case in figures["cases"]] == ["decode"]
 
 
+@pytest.mark.parametrize("name", ["tiny:gpt-oss", "tiny:deepseek-v3"])
+def test_a_packed_cache_is_measured_with_the_bytes_that_it_has(macmoe, name):
+    figures = {}
+    for bits in ((), ("--cache-bits", "8")):
+        asked = ("bench", name, "--context", "400", *QUICK, "--json", "-", *bits)
+        figures[bits] = json.loads(macmoe(*asked).stdout)
+    full, packed = figures.values()
+    assert (full["cache_bits"], packed["cache_bits"]) == (None, 8)
+    both = [one["cases"][0]["sides"]["macmoe"] for one in (full, packed)]
+    assert both[1]["tokens_per_second"]["median"] > 0
+    assert (
+        both[1]["cache_bytes"] < 0.45 * both[0]["cache_bytes"]
+    )  # of float32, sliding layers stay as they are
+    saved = both[0]["cache_bytes"] - both[1]["cache_bytes"]
+    assert full["cases"][0]["token_bytes"] - packed["cases"][0]["token_bytes"] == saved
+
+
+def test_the_table_says_that_the_cache_is_packed(macmoe):
+    result = macmoe("bench", "tiny:qwen3", "--context", "8", *QUICK, "--cache-bits", "8")
+    assert "; cache in 8 bits; " in result.stdout.splitlines()[0]
+
+
 def test_the_speeds_are_drawn(macmoe, tmp_path):
     path = tmp_path / "speeds.png"
     assert macmoe("bench", *TINY, "--plot", str(path)).exit_code == 0

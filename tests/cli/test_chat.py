@@ -174,6 +174,18 @@ def test_unusable_tools_settings_and_caches_are_one_line_before_the_first_questi
     assert other.read_bytes() == b"something else"
 
 
+def test_a_packed_cache_on_disk_serves_the_next_run_in_the_same_bits_only(macmoe, tmp_path):
+    packed = ("--cache", str(tmp_path / "chat.cache"), "--temperature", "0", "--cache-bits", "8")
+    question = "What is 17 + 25?"
+    first = macmoe("chat", *packed, stdin=f"{question}\n")
+    again = macmoe("generate", question, *packed, "--json")
+    assert first.stdout.strip() == json.loads(again.stdout)["answer"] == "The answer is 42."
+    assert json.loads(again.stdout)["stats"]["reused_tokens"] > 0
+    full = macmoe("generate", question, *packed[:4])
+    assert (full.exit_code, full.stderr.count("\n")) == (1, 1)
+    assert "is kept in 8 bits, not in full precision; ask for the same (`--cache-bits`)" in full.stderr
+
+
 def test_a_cache_on_disk_serves_the_next_run_and_no_other_model(macmoe, tmp_path):
     path = str(tmp_path / "chat.cache")
     question = "What is 17 + 25?"

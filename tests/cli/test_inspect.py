@@ -42,6 +42,14 @@ def test_json_has_the_figures_as_numbers(macmoe):
     assert figures["stored_bits_per_weight"] > 5
 
 
+def test_a_packed_cache_is_said_to_be_one(macmoe):
+    result = macmoe("inspect", "gpt-oss-20b", "--context", "1000", "--cache-bits", "8")
+    rows = [line.split("  ")[0] for line in result.stdout.splitlines()[-2:]]
+    assert rows == ["cache per token (8 bits)", "cache at 1,000"]
+    figures = json.loads(macmoe("inspect", "gpt-oss-20b", "--cache-bits", "8", "--json").stdout)
+    assert (figures[0]["cache_bits"], figures[0]["cache_bytes_per_token"]) == (8, 13_056)
+
+
 def test_small_sizes_are_readable(macmoe):
     result = macmoe("inspect", "qwen3-0.6b", "--context", "1", "--context", "100")
     sizes = [line.split()[-2:] for line in result.stdout.splitlines()[-2:]]

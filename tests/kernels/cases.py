@@ -187,9 +187,33 @@ def rotated(x: mx.array, position: int, wavelengths: mx.array, *, interleaved: b
     )[0, :, 0]
 
 
+def cached(rows: mx.array, group: int) -> list[mx.array]:
+    """Return the parts of a buffer: the rows themselves, or packed in groups."""
+    parts = [mx.array(rows)] if not group else list(mx.quantize(rows, group, 8))
+    mx.eval(parts)
+    return parts
+
+
+def unpacked(parts: list[mx.array], group: int) -> mx.array:
+    """Return what a buffer stands for, in float32."""
+    if not group:
+        return parts[0].astype(mx.float32)
+    wide = [part.astype(mx.float32) for part in parts[1:]]
+    return mx.dequantize(parts[0], *wide, group_size=group, bits=8, dtype=mx.float32)
+
+
+def excess(got: mx.array, wanted: mx.array, group: int) -> Pairs:
+    """Return by how much packed rows are off beyond a step and the rounding of its scale: wanted is 0."""
+    groups = wanted.astype(mx.float32).reshape(-1, group)
+    step = (groups.max(-1, keepdims=True) - groups.min(-1, keepdims=True)) / 255
+    rounding = ULP[wanted.dtype] * (mx.abs(groups).max(-1, keepdims=True) + 255 * step)
+    beyond = mx.abs(got.reshape(-1, group) - groups) - 1.01 * step - rounding
+    return [(mx.maximum(beyond, 0), mx.zeros(beyond.shape))]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionShape:
-    """Sizes of one grouped-query layer."""
+    """Sizes of one grouped-query layer; numbers of a packed cache share a scale in a group, 0: not packed."""
 
     heads: int
     kv_heads: int
@@ -201,6 +225,7 @@ class AttentionShape:
     bias: bool = False
     norm: bool = False
     sinks: bool = False
+    group: int = 0
 
 
 def case_grouped_attention(dtype: mx.Dtype, form: AttentionShape) -> Pairs:
@@ -215,8 +240,8 @@ def case_grouped_attention(dtype: mx.Dtype, form: AttentionShape) -> Pairs:
     )
     width = form.head_dim
     qkv = draw(1, (form.heads + 2 * form.kv_heads) * width, dtype=dtype)
-    keys = draw(1, form.kv_heads, form.capacity, width, dtype=dtype)
-    values = draw(1, form.kv_heads, form.capacity, width, dtype=dtype)
+    keys = cached(draw(1, form.kv_heads, form.capacity, width, dtype=dtype), form.group)
+    values = cached(draw(1, form.kv_heads, form.capacity, width, dtype=dtype), form.group)
     weights = grouped_attention.Weights(
         wavelengths=1e4 ** (mx.arange(width // 2) * 2 / width),
         bias=draw(qkv.shape[1], dtype=dtype) if form.bias else None,
@@ -225,7 +250,7 @@ def case_grouped_attention(dtype: mx.Dtype, form: AttentionShape) -> Pairs:
         sinks=draw(form.heads, dtype=dtype) if form.sinks else None,
     )
     position = form.cached + 7
-    old = [mx.array(buffer) for buffer in (keys, values)]
+    old = [unpacked(buffer, form.group) + 0 for buffer in (keys, values)]
     places = mx.array([position, form.cached, form.first], dtype=mx.int32)
     mx.eval(qkv, keys, values, old, weights.wavelengths)
     got = grouped_attention.attend(qkv, keys, values, places, heads, weights)
@@ -238,8 +263,11 @@ def case_grouped_attention(dtype: mx.Dtype, form: AttentionShape) -> Pairs:
         k = mx.fast.rms_norm(k, weights.k_norm.astype(mx.float32), 1e-6)
     q = rotated(q, position, weights.wavelengths, interleaved=False)
     k = rotated(k, position, weights.wavelengths, interleaved=False)
-    seen = [buffer[0, :, form.first : form.cached].astype(mx.float32) for buffer in old]
+    seen = [buffer[0, :, form.first : form.cached] for buffer in old]
+    held = [unpacked(buffer, form.group) for buffer in (keys, values)]
     new = [array.astype(dtype).astype(mx.float32)[:, None] for array in (k, v)]
+    if form.group:  # the new token is seen as it was packed
+        new = [buffer[0, :, form.cached : form.cached + 1] for buffer in held]
     all_keys, all_values = (mx.concatenate(pair, axis=1) for pair in zip(seen, new, strict=True))
     wanted = mx.fast.scaled_dot_product_attention(
         q[None, :, None],
@@ -248,27 +276,41 @@ def case_grouped_attention(dtype: mx.Dtype, form: AttentionShape) -> Pairs:
         scale=heads.scale,
         sinks=None if weights.sinks is None else weights.sinks.astype(mx.float32),
     )
-    return [
+    pairs = [
         (got, wanted.reshape(1, -1)),
-        (keys[0, :, form.cached], k),
-        (values[0, :, form.cached], v),
-        (keys[0, :, : form.cached], old[0][0, :, : form.cached]),
+        *(
+            (buffer[0, :, : form.cached], before[0, :, : form.cached])
+            for buffer, before in zip(held, old, strict=True)
+        ),
     ]
+    for buffer, wide, row in zip((keys, values), held, (k, v), strict=True):
+        if form.group:
+            pairs += excess(wide[0, :, form.cached], row.astype(dtype), form.group)
+        else:
+            pairs.append((buffer[0][0, :, form.cached], row))
+    return pairs
 
 
 def case_latent_attention(
-    dtype: mx.Dtype, form: latent_attention.Form, packing: Packing, *, tokens: int, cached: int, capacity: int
+    dtype: mx.Dtype,
+    form: latent_attention.Form,
+    packing: Packing,
+    *,
+    tokens: int,
+    past: int,
+    capacity: int,
+    group: int = 0,
 ) -> Pairs:
-    """All launches of latent attention, one after the other."""
+    """All launches of latent attention, one after the other; `group` as in `AttentionShape`."""
     compressed = draw(tokens, form.q_rank + form.width, dtype=dtype)
-    cache = draw(1, 1, capacity, form.width, dtype=dtype)
+    cache = cached(draw(1, 1, capacity, form.width, dtype=dtype), group)
     q_norm, kv_norm = draw(form.q_rank, dtype=dtype), draw(form.latent, dtype=dtype)
     query = draw(tokens, form.heads * (form.nope_dim + form.rope_dim), dtype=dtype)
     up, up_wide = stack(packing, (form.heads, form.nope_dim, form.latent), dtype)
     wavelengths = 1e4 ** (mx.arange(form.rope_dim // 2) * 2 / form.rope_dim)
-    position = cached + 3
-    places = mx.array([position, cached, 0], dtype=mx.int32)
-    old = mx.array(cache)
+    position = past + 3
+    places = mx.array([position, past, 0], dtype=mx.int32)
+    old = unpacked(cache, group) + 0
     mx.eval(compressed, cache, old, query, wavelengths)
     normed = latent_attention.prepare(compressed, (q_norm, kv_norm), cache, places, wavelengths, form)
     mx.eval(normed)
@@ -280,8 +322,12 @@ def case_latent_attention(
         [rotated(k[t : t + 1], position + t, wavelengths, interleaved=True) for t in range(tokens)]
     )
     rows = mx.concatenate([wanted_c, wanted_k], axis=-1)
-    pairs = [(normed, wanted_q), (cache[0, 0, cached : cached + tokens], rows)]
-    pairs += [(cache[0, 0, :cached], old[0, 0, :cached])]
+    held = unpacked(cache, group)[0, 0]
+    pairs = [(normed, wanted_q), (held[:past], old[0, 0, :past])]
+    if group:
+        pairs += excess(held[past : past + tokens], rows.astype(dtype), group)
+    else:
+        pairs.append((cache[0][0, 0, past : past + tokens], rows))
 
     absorbed = latent_attention.absorb(query, up, places, wavelengths, form)
     heads = query.astype(mx.float32).reshape(tokens, form.heads, -1)
@@ -294,27 +340,26 @@ def case_latent_attention(
     pairs.append((absorbed, wanted.reshape(-1, form.width)))
 
     got = latent_attention.attend(absorbed, cache, places, form)
-    wide_cache = cache[0, 0].astype(mx.float32)
     queries = absorbed.astype(mx.float32).reshape(tokens, form.heads, form.width)
     mixed = []
     for t in range(tokens):
-        visible = wide_cache[: cached + t + 1]
+        visible = held[: past + t + 1]
         weights = mx.softmax(queries[t] @ visible.T, axis=-1)
         mixed.append(weights @ visible[:, : form.latent])
     return [*pairs, (got, mx.concatenate(mixed))]
 
 
 def case_latent_weights(
-    dtype: mx.Dtype, form: latent_attention.Form, *, first: int, cached: int, capacity: int
+    dtype: mx.Dtype, form: latent_attention.Form, *, first: int, past: int, capacity: int
 ) -> Pairs:
-    """Attention of one token to a long buffer, of which rows `first` to `cached` are seen."""
+    """Attention of one token to a long buffer, of which rows `first` to `past` are seen."""
     cache = draw(1, 1, capacity, form.width, dtype=dtype)
     absorbed = draw(form.heads, form.width, dtype=dtype) * form.scale
-    places = mx.array([cached + 3, cached, first], dtype=mx.int32)
+    places = mx.array([past + 3, past, first], dtype=mx.int32)
     mx.eval(cache, absorbed)
-    seen = cache[0, 0, first : cached + 1].astype(mx.float32)
+    seen = cache[0, 0, first : past + 1].astype(mx.float32)
     weights = mx.softmax(absorbed.astype(mx.float32) @ seen.T, axis=-1)
-    got = latent_attention.attend(absorbed, cache, places, form)
+    got = latent_attention.attend(absorbed, [cache], places, form)
     return [(got, weights @ seen[:, : form.latent])]
 
 

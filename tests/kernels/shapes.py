@@ -65,17 +65,23 @@ def small_cases(dtype: mx.Dtype) -> dict[str, Runner]:
             f"experts {name}, 32 tokens": lambda form=crowded: case_experts(dtype, form),
             f"experts {name}, shared": lambda form=joined: case_experts(dtype, form),
             f"latent {name}": lambda packing=packing: case_latent_attention(
-                dtype, latent_form(4, 96, 64, 16, 16), packing, tokens=1, cached=37, capacity=64
+                dtype, latent_form(4, 96, 64, 16, 16), packing, tokens=1, past=37, capacity=64
             ),
         }
     cases["latent 3 tokens"] = lambda: case_latent_attention(
-        dtype, latent_form(2, 64, 256, 32, 64), PACKINGS["plain"], tokens=3, cached=0, capacity=16
+        dtype, latent_form(2, 64, 256, 32, 64), PACKINGS["plain"], tokens=3, past=0, capacity=16
+    )
+    cases["latent packed cache"] = lambda: case_latent_attention(
+        dtype, latent_form(4, 96, 64, 16, 32), PACKINGS["affine4"], tokens=1, past=37, capacity=61, group=32
+    )
+    cases["latent packed cache, 3 tokens"] = lambda: case_latent_attention(
+        dtype, latent_form(2, 64, 128, 32, 64), PACKINGS["plain"], tokens=3, past=0, capacity=16, group=64
     )
     cases["latent weights"] = lambda: case_latent_weights(
-        dtype, latent_form(4, 64, 32, 16, 16), first=5, cached=700, capacity=777
+        dtype, latent_form(4, 64, 32, 16, 16), first=5, past=700, capacity=777
     )
     cases["latent weights, first token"] = lambda: case_latent_weights(
-        dtype, latent_form(2, 64, 32, 16, 16), first=0, cached=0, capacity=16
+        dtype, latent_form(2, 64, 32, 16, 16), first=0, past=0, capacity=16
     )
     base = {"heads": 8, "kv_heads": 2, "cached": 45, "capacity": 64}
     shapes = {
@@ -86,6 +92,14 @@ def small_cases(dtype: mx.Dtype) -> dict[str, Runner]:
         "attention first token": AttentionShape(heads=4, kv_heads=4, head_dim=16, cached=0, capacity=8),
         "attention 128, odd cache": AttentionShape(
             heads=6, kv_heads=2, head_dim=128, cached=33, capacity=40, norm=True
+        ),
+        "attention packed, bias, sinks": AttentionShape(head_dim=32, bias=True, sinks=True, group=32, **base),
+        "attention packed 64, sinks": AttentionShape(head_dim=64, sinks=True, bias=True, group=64, **base),
+        "attention packed 128, odd cache": AttentionShape(
+            heads=6, kv_heads=2, head_dim=128, cached=33, capacity=40, norm=True, group=64
+        ),
+        "attention packed first token": AttentionShape(
+            heads=4, kv_heads=4, head_dim=64, cached=0, capacity=8, group=64
         ),
     }
     return cases | {
@@ -118,18 +132,27 @@ def real_cases(dtype: mx.Dtype) -> dict[str, Runner]:
             latent_form(128, 1536, 512, 128, 64),
             PACKINGS["affine4"],
             tokens=1,
-            cached=2047,
+            past=2047,
             capacity=4096,
         ),
+        "latent packed cache deepseek": lambda: case_latent_attention(
+            dtype,
+            latent_form(128, 1536, 512, 128, 64),
+            PACKINGS["affine4"],
+            tokens=1,
+            past=2047,
+            capacity=4096,
+            group=64,
+        ),
         "latent weights deepseek": lambda: case_latent_weights(
-            dtype, latent_form(128, 1536, 512, 128, 64), first=0, cached=8191, capacity=9216
+            dtype, latent_form(128, 1536, 512, 128, 64), first=0, past=8191, capacity=9216
         ),
         "latent deepseek 4 tokens": lambda: case_latent_attention(
             dtype,
             latent_form(128, 1536, 512, 128, 64),
             PACKINGS["affine4"],
             tokens=4,
-            cached=100,
+            past=100,
             capacity=256,
         ),
     }
@@ -169,6 +192,12 @@ def real_cases(dtype: mx.Dtype) -> dict[str, Runner]:
         ),
         "attention qwen3": AttentionShape(
             heads=32, kv_heads=4, head_dim=128, cached=8000, capacity=8192, norm=True
+        ),
+        "attention packed gpt-oss": AttentionShape(
+            heads=64, kv_heads=8, head_dim=64, cached=8000, capacity=8192, bias=True, sinks=True, group=64
+        ),
+        "attention packed qwen3": AttentionShape(
+            heads=32, kv_heads=4, head_dim=128, cached=8000, capacity=8192, norm=True, group=64
         ),
     }
     cases |= {f"experts {name}": lambda form=form: case_experts(dtype, form) for name, form in forms.items()}

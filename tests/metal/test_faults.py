@@ -22,7 +22,25 @@ FAULTS = {
         f"{BARRIER}\n  const uint thread_index",
         "const uint thread_index",
     ),
-    "no barrier in attention": ("attention", f"{BARRIER}\n\n  device T* key_rows", "device T* key_rows"),
+    "no barrier in attention": ("attention", f"{BARRIER}\n\n  const Rows key_rows", "const Rows key_rows"),
+    "no barrier after packing": (
+        "attention packed 128, odd cache",
+        f"#if MODE != PLAIN\n  {BARRIER}",
+        "#if MODE != PLAIN",
+    ),
+    "the scale of the next group": (
+        "attention packed 64, sinks",
+        "rows.scales[place / GROUP])",
+        "rows.scales[place / GROUP + 1])",
+    ),
+    "numbers in the wrong order": ("latent packed cache", "<< (8 * i)", "<< (24 - 8 * i)"),
+    "part of a group is not packed": ("latent packed cache", "lane < GROUP / 4)", "lane < GROUP / 4 - 1)"),
+    "the smallest number of half a group": (
+        "attention packed 128, odd cache",
+        "low = simd_min(low);",
+        "low = metal::min(low, simd_shuffle_xor(low, 1));",
+    ),
+    "part of a cache is not unpacked": ("latent packed cache", "place < CAPACITY", "place < (CAPACITY - 1)"),
     "no barrier in absorb": (
         "latent plain",
         f"{BARRIER}\n  for (uint i = thread_index; i < LATENT",
