@@ -17,6 +17,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_flatten
 
 from macmoe.nn.positions import Positions
 from macmoe.tuning.batch import KINDS, Batch
@@ -149,7 +150,8 @@ def loss_sums(model: Any, batch: Batch | Inputs, *, learn: bool = False) -> Loss
     hidden = hidden.reshape(-1, hidden.shape[-1])[inputs["places"]]  # [supervised, dim]
     if not inputs["places"].size:
         return LossSums(loss=mx.zeros((len(KINDS),)), weight=mx.zeros((len(KINDS),)))
-    head_learns = bool(model.lm_head.trainable_parameters()) if "lm_head" in model else False
+    # Flattened: a frozen module inside the head leaves an empty branch.
+    head_learns = "lm_head" in model and bool(tree_flatten(model.lm_head.trainable_parameters()))
     losses = (_at_once if learn and not head_learns else _recomputed)(model, hidden, inputs["targets"])
     of_kind = mx.arange(len(KINDS))[:, None] == inputs["kinds"]  # [kinds, supervised]
     weight = mx.where(of_kind, inputs["weights"], 0.0)

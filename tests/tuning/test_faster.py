@@ -78,6 +78,24 @@ def test_unpacked_products_are_those_of_packed_matrices(name: str, mode: str, pi
     assert all(np.array_equal(again[key], array) for key, array in expected.items())
 
 
+@pytest.mark.parametrize("unpacks", [False, True], ids=["packed", "unpacked"])
+def test_logits_of_a_frozen_output_matrix_are_computed_once(unpacks: bool, monkeypatch: pytest.MonkeyPatch):
+    model = packed_model("qwen3_moe", MODES["affine"])
+    adapters, batch = adapted(model, ("attention",)), packed(samples(6))
+    if unpacks:
+        unpack_products(model)
+    calls: list[int] = []
+    logits = type(model).logits
+
+    def counted(model: Any, hidden: mx.array) -> mx.array:
+        calls.append(hidden.shape[1])
+        return logits(model, hidden)
+
+    monkeypatch.setattr(type(model), "logits", counted)
+    gradients(model, adapters, batch, learn=True)
+    assert sum(calls) == inputs_of(batch)["places"].size
+
+
 def test_a_cpu_unpacks_while_it_trains_and_only_then():
     with mx.stream(mx.cpu):
         model = packed_model("gpt_oss", MODES["mxfp4"])
