@@ -8,9 +8,12 @@ Speed is measured by `macmoe bench` and `macmoe doctor`.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
+
+os.environ["MLX_ENABLE_TF32"] = "0"  # the references' products are to be those of float32
 
 import mlx.core as mx
 
