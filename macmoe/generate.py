@@ -18,7 +18,7 @@ CHUNKS = (4096, 2048, 1024, 512)  # tokens per forward pass over a prompt
 # What a pass may hold beside weights and cache: more brings little, experts are read once per pass anyway.
 PREFILL_BYTES = 5 * 2**28
 # What it may hold before it waits for the GPU: less, because what is handed over last comes on top.
-AHEAD_BYTES = PREFILL_BYTES // 2
+AHEAD_BYTES = 2**28
 
 ROOM = 1024  # tokens for which a cache makes room at first, if the answer may be that long
 

@@ -1,7 +1,8 @@
 """Memory for work that a GPU has not begun.
 
-MLX hands a CUDA GPU up to ten graphs of up to a gigabyte ahead (0.32.4), each with memory for its results,
-which is given back only when the GPU has got there. On Metal graphs are smaller.
+MLX hands a CUDA GPU up to ten graphs ahead (0.32.4), each with memory for its results, which is given back
+only when the GPU has got there. How large a graph may be is said in `macmoe/__init__.py`. On Metal graphs are
+smaller.
 """
 
 from collections.abc import Iterator

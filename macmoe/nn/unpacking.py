@@ -14,7 +14,7 @@ import mlx.core as mx
 from macmoe.config import Quantization
 from macmoe.kernels import source
 
-PIECE = 2**29  # bytes that are unpacked at once
+PIECE = 2**28  # bytes that are unpacked at once
 TILE = 128  # outputs of a piece are a multiple, where there are that many: what matrix units work on
 
 Product = Callable[[mx.array, mx.array], mx.array]
