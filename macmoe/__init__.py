@@ -21,8 +21,8 @@ from macmoe.errors import (
 )
 from macmoe.version import __version__
 
-# Before MLX starts: its CUDA back end gives back what a graph used when all of it has run, and lets a graph use
-# a gigabyte (0.32.4). Decoding is as fast with less. Metal's own limit is lower; it is left alone.
+# Before MLX starts: its CUDA back end gives back what a graph used when all of it has run, and lets a graph
+# use a gigabyte (0.32.4). Decoding is as fast with less. Metal's own limit is lower; it is left alone.
 if sys.platform == "linux":
     os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "400")
 
