@@ -317,8 +317,13 @@ def piped(scenario, **options):
     return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
 
+def heed_interrupts():
+    """Undo what a shell does to its background jobs, of which these tests may be one: they ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_interrupt_in_a_pipe_ends_with_130():
-    with piped("stuck", stdout=subprocess.PIPE) as chat:
+    with piped("stuck", stdout=subprocess.PIPE, preexec_fn=heed_interrupts) as chat:
         chat.stdin.write(b"go\n")
         chat.stdin.flush()
         assert chat.stderr.readline() == b"reading\n"
