@@ -78,9 +78,11 @@ STEP = Kernel(
   const uint begin = uint(places[2]);  // first row that is seen
 
   for (uint h = simd; h < TOGETHER + 2; h += SIMD_GROUPS) {
-    const uint source = (h < TOGETHER ? kv * TOGETHER + h : HEADS + (h - TOGETHER) * KV_HEADS + kv) *
-    HEAD_DIM; float low[HALF_LANES], high[HALF_LANES]; float squares = 0.0f; for (int i = 0; i < HALF_LANES;
-    i++) {
+    const uint row = h < TOGETHER ? kv * TOGETHER + h : HEADS + (h - TOGETHER) * KV_HEADS + kv;
+    const uint source = row * HEAD_DIM;
+    float low[HALF_LANES], high[HALF_LANES];
+    float squares = 0.0f;
+    for (int i = 0; i < HALF_LANES; i++) {
       const uint pair = i * 32 + lane;
       low[i] = high[i] = 0.0f;
       if (pair < HEAD_DIM / 2) {
