@@ -11,7 +11,8 @@ import mlx.core as mx
 
 from macmoe.bench.run import versions
 from macmoe.decoding.choice import remembered_verdict
-from macmoe.decoding.examination import Verdict
+from macmoe.decoding.examination import Verdict, with_past
+from macmoe.decoding.launches import KernelCheck, check_kernels
 from macmoe.decoding.step import DecodeStep
 from macmoe.families import Model
 from macmoe.kernels import source
@@ -42,10 +43,17 @@ class Machine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
-    """The kernels for one model; no verdict where they have no form of it, such as some packings."""
+    """The kernels for one model; no verdict where they have no form of it, such as some packings.
+
+    Attributes:
+        model: What it is called.
+        verdict: By kind of layer: it says whether the kernels are used.
+        kernels: Each kernel of a token by itself, with a cache in full precision.
+    """
 
     model: str
     verdict: Verdict | None
+    kernels: tuple[KernelCheck, ...] = ()
 
     @property
     def outcome(self) -> str:
@@ -59,7 +67,8 @@ class Checked:
     def to_json(self) -> dict[str, Any]:
         """Return everything for JSON."""
         figures = {} if self.verdict is None else asdict(self.verdict) | {"used": self.verdict.use}
-        return {"model": self.model, "outcome": self.outcome} | figures
+        kernels = [asdict(kernel) for kernel in self.kernels]
+        return {"model": self.model, "outcome": self.outcome} | figures | {"kernels": kernels}
 
 
 def this_machine() -> Machine:
@@ -85,7 +94,7 @@ def kernels_off() -> str | None:
 
 
 def check(name: str, model: Model, *, fresh: bool, cache_bits: int | None = None) -> Checked:
-    """Check the kernels on a model, unless that has been done on this device with this MLX.
+    """Check the kernels on a model; the verdict is remembered for this device and MLX, single times are not.
 
     Args:
         name: What to call the model.
@@ -94,5 +103,7 @@ def check(name: str, model: Model, *, fresh: bool, cache_bits: int | None = None
         cache_bits: Of the cache, see `LanguageModel.make_cache`.
     """
     step = DecodeStep.of(model)
-    verdict = None if step is None else remembered_verdict(model, step, cache_bits, fresh=fresh)
-    return Checked(model=name, verdict=verdict)
+    if step is None:
+        return Checked(model=name, verdict=None)
+    verdict = remembered_verdict(model, step, cache_bits, fresh=fresh)
+    return Checked(model=name, verdict=verdict, kernels=check_kernels(step, with_past(model)))

@@ -12,6 +12,7 @@ from macmoe.cli.loading import open_session
 from macmoe.cli.options import cache_bits_option, no_kernels_option
 from macmoe.cli.terminal import size
 from macmoe.decoding.examination import Check
+from macmoe.decoding.launches import Judged, KernelCheck
 from macmoe.location import BUILT_IN
 
 BYTES_FROM = 1 << 20  # limits of the device from here on are bytes
@@ -28,6 +29,8 @@ def command(*, names: tuple[str, ...], fresh: bool, as_json: bool, cache_bits: i
 
     Each kind of layer is compared with plain MLX operations, and a token is timed both ways. What was found
     is remembered for this device and MLX version; a model whose kernels are wrong or slower runs without.
+    Each kernel is compared by itself, too; its time is that of one launch among many that do not wait for
+    each other.
     """
     machine, off = this_machine(), kernels_off()
     checked = [
@@ -61,21 +64,31 @@ def _limit(value: object) -> str:
 
 
 def _kernel_rows(checked: Checked) -> list[tuple[str, str]]:
-    """Return a row per kind of layer, and one for the time of a token."""
+    """Return a row per kind of layer and per kernel, and one for the time of a token."""
     verdict = checked.verdict
     if verdict is None:
         return [(checked.model, "no kernels for its form; plain operations are used")]
-    rows = [(f"{checked.model}, {kind}", _judged(check)) for kind, check in verdict.checks.items()]
+    rows = [(f"{checked.model}, {kind}", _layer(check)) for kind, check in verdict.checks.items()]
+    rows += [(f"{checked.model}, {each.kernel}", _kernel(each, verdict.seconds)) for each in checked.kernels]
     used = "used" if verdict.use else "not used"
     times = _times(verdict.seconds, verdict.plain_seconds)
     return [*rows, (f"{checked.model}, one token", f"{checked.outcome}, {used}: {times}")]
 
 
-def _judged(check: Check) -> str:
-    return (
-        f"{OK if check.right else WRONG} (relative error {check.error:.1e}, allowed {check.bound:.1e}): "
-        f"{_times(check.seconds, check.plain_seconds)}"
-    )
+def _layer(check: Check) -> str:
+    return f"{_judged(check)}: {_times(check.seconds, check.plain_seconds)}"
+
+
+def _kernel(check: KernelCheck, token_seconds: float) -> str:
+    share = check.launches * check.seconds / token_seconds
+    bandwidth = "" if check.bandwidth is None else f", {check.bandwidth / 1e9:.3g} GB/s of matrices"
+    each = f"{check.launches} x {1e6 * check.seconds:.1f} us"
+    return f"{_judged(check)}: {each}, {share:.0%} of a token{bandwidth}"
+
+
+def _judged(check: Judged) -> str:
+    outcome = OK if check.right else WRONG
+    return f"{outcome} (relative error {check.error:.1e}, allowed {check.bound:.1e})"
 
 
 def _times(seconds: float, plain_seconds: float) -> str:

@@ -17,6 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
 
+from macmoe.decoding.launches import Judged
 from macmoe.decoding.step import DecodeStep, Layer
 from macmoe.families import Model
 from macmoe.nn.cache import ModelCache
@@ -32,25 +33,16 @@ FLOORS = {mx.float32: 1e-4, mx.float16: 2e-3, mx.bfloat16: 1e-2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """What was found of one kind of sublayer.
+class Check(Judged):
+    """What was found of one kind of sublayer; its error is relative to the module in float32 (median token).
 
     Attributes:
-        error: Of the kernels, relative to the module in float32, in the median token.
-        bound: What it may be at most.
         seconds: Of one token with kernels, waiting for the device included.
         plain_seconds: Of one token in the module.
     """
 
-    error: float
-    bound: float
     seconds: float
     plain_seconds: float
-
-    @property
-    def right(self) -> bool:
-        """Whether the error is within the bound."""
-        return self.error <= self.bound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,9 +236,15 @@ def _check_several_tokens(experts: Experts, dtype: mx.Dtype) -> Check:
     return _judge(kernels, modules, exact, dtype)
 
 
-def _times(model: Model, step: DecodeStep, cache_bits: int | None) -> tuple[float, float]:
+def with_past(model: Model, cache_bits: int | None = None) -> ModelCache:
+    """Return a cache that holds some tokens."""
     cache: ModelCache = model.make_cache(bits=cache_bits)
     mx.eval(model.hidden(mx.zeros((1, PAST), dtype=mx.uint32), cache))
+    return cache
+
+
+def _times(model: Model, step: DecodeStep, cache_bits: int | None) -> tuple[float, float]:
+    cache = with_past(model, cache_bits)
     token = mx.zeros((1,), dtype=mx.uint32)
 
     def with_kernels() -> mx.array:

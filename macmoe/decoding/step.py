@@ -17,6 +17,7 @@ from macmoe.decoding.matrices import join
 from macmoe.families import Model
 from macmoe.kernels.add_norm import add_norm, usable
 from macmoe.kernels.packed import KINDS
+from macmoe.kernels.source import Call, recorded
 from macmoe.models import deepseek_v3, gpt_oss, qwen3
 from macmoe.nn.cache import ModelCache
 from macmoe.nn.latent_attention import LatentAttention
@@ -108,13 +109,22 @@ class DecodeStep:
 
     def __call__(self, token: mx.array, cache: ModelCache) -> mx.array:
         """Return the logits [1, vocab] after one more token [1]; `cache` is updated."""
+        return self._advance(self.run, token, cache)
+
+    def calls(self, token: mx.array, cache: ModelCache) -> list[Call]:
+        """Return the launches of one more token [1], after they have run; `cache` is updated."""
+        with recorded() as calls:
+            mx.eval(self._advance(self.trace, token, cache))
+        return calls
+
+    def _advance(self, run: Callable[..., mx.array], token: mx.array, cache: ModelCache) -> mx.array:
         rooms = [layer.open(1) for layer in cache]
         places = {}
         for layer, room in zip(self.layers, rooms, strict=True):
             key = str(layer.window)
             if key not in places:
                 places[key] = mx.array([cache.offset, room.row, room.first], dtype=mx.int32)
-        logits = self.run(token, places, [room.buffers for room in rooms])
+        logits = run(token, places, [room.buffers for room in rooms])
         for layer in cache:
             layer.advance(1)
         return logits

@@ -51,18 +51,10 @@ def usable(dim: int) -> bool:
     return dim % 8 == 0 and dim <= 8 * MAX_THREADS
 
 
-def reference(
-    x: mx.array, delta: mx.array, weight: mx.array, eps: float, bias: mx.array | None = None
-) -> tuple[mx.array, mx.array]:
-    """Return x + delta (+ bias) and its norm, both [tokens, dim]."""
-    x = x + (delta if bias is None else delta + bias)
-    return x, mx.fast.rms_norm(x, weight, eps)
-
-
 def add_norm(
     x: mx.array, delta: mx.array, weight: mx.array, eps: float, bias: mx.array | None = None
 ) -> tuple[mx.array, mx.array]:
-    """Do the same in one launch, rounding the sum once."""
+    """Return x + delta (+ bias), rounded once, and its norm, both [tokens, dim]."""
     tokens, dim = x.shape
     inputs = {"x": x, "delta": delta, "weight": weight} | ({} if bias is None else {"bias": bias})
     threads = -(-dim // 256) * 32

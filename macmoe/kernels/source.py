@@ -8,7 +8,9 @@ Constants become macros, so a text has no run-time branches on them, and each co
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +60,42 @@ class Launch:
         """A name that belongs to this instance alone: MLX keeps compiled kernels by their names."""
         identity = repr((self.kernel.body, self.header, self.inputs, self.outputs))
         return f"{self.kernel.name}_{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """A launch with its arrays: called, it launches the kernel and returns its outputs, not yet evaluated."""
+
+    launch: Launch
+    arguments: Mapping[str, Any]
+
+    @property
+    def inputs(self) -> dict[str, mx.array]:
+        """The arrays by name."""
+        return dict(zip(self.launch.inputs, self.arguments["inputs"], strict=True))
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """The constants by name."""
+        return dict(self.launch.constants)
+
+    def __call__(self) -> list[mx.array]:
+        """Launch the kernel."""
+        return _compiled(self.launch, _where())(**self.arguments)
+
+
+_RECORD: ContextVar[list[Call] | None] = ContextVar("record", default=None)
+
+
+@contextmanager
+def recorded() -> Iterator[list[Call]]:
+    """Collect the calls that are made meanwhile; a compiled function makes them only when it is traced."""
+    calls: list[Call] = []
+    token = _RECORD.set(calls)
+    try:
+        yield calls
+    finally:
+        _RECORD.reset(token)
 
 
 def _spelled(value: Constant) -> str:
@@ -131,7 +169,11 @@ def launch(
         "grid": (groups[0] * threads, groups[1], groups[2]),
         "threadgroup": (threads, 1, 1),
     }
-    return _compiled(instance, _where())(**arguments)
+    call = Call(launch=instance, arguments=arguments)
+    record = _RECORD.get()
+    if record is not None:
+        record.append(call)
+    return call()
 
 
 def _where() -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 
 import mlx.core as mx
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from macmoe.bench import machine
 from macmoe.decoding import choice
 from macmoe.decoding.examination import Check, Verdict
+from macmoe.decoding.launches import KernelCheck
 from tests.recorded import record_launches
 
 MODELS = ("tiny:gpt-oss", "tiny:qwen3", "tiny:deepseek-v3")
@@ -19,17 +22,28 @@ def check(error):
     return Check(error=error, bound=5e-2, seconds=1e-3, plain_seconds=3e-3)
 
 
-GOOD = Verdict(checks={"attention": check(1e-3), "sparse": check(2e-3)}, seconds=1e-3, plain_seconds=3e-3)
-WRONG = Verdict(checks={"attention": check(1e-3), "sparse": check(2e-1)}, seconds=1e-3, plain_seconds=3e-3)
-SLOW = Verdict(checks={"attention": check(1e-3), "sparse": check(2e-3)}, seconds=4e-3, plain_seconds=3e-3)
+KERNELS = (
+    KernelCheck(kernel="add_norm [1, 64]", launches=4, error=2e-3, bound=1e-2, seconds=5e-5, matrix_bytes=0),
+    KernelCheck(
+        kernel="expert_sum [1, 64]", launches=2, error=1e-3, bound=1e-2, seconds=1e-4, matrix_bytes=50_000_000
+    ),
+)
+
+
+RIGHT = {"attention": check(1e-3), "sparse": check(2e-3)}
+GOOD = Verdict(checks=RIGHT, seconds=1e-3, plain_seconds=3e-3)
+WRONG = replace(GOOD, checks=RIGHT | {"sparse": check(2e-1)})
+WRONG_KERNELS = (KERNELS[0], replace(KERNELS[1], error=math.inf))
+SLOW = replace(GOOD, seconds=4e-3)
 
 
 @pytest.fixture
 def on_gpu(monkeypatch):
     """Return a function that lets a check find a verdict, as on a machine with a GPU."""
 
-    def finds(verdict):
+    def finds(verdict, kernels=KERNELS):
         record_launches(monkeypatch)
+        monkeypatch.setattr(machine, "check_kernels", lambda *_: kernels)
         asked = []
         monkeypatch.setattr(
             machine, "remembered_verdict", lambda *_, fresh: (asked.append(fresh), verdict)[1]
@@ -56,17 +70,20 @@ def test_json_has_the_same(macmoe):
     assert figures["kernels"] == {"off": "kernels need a GPU; plain operations are used", "models": []}
 
 
-def test_each_kind_of_layer_of_each_built_in_model_gets_a_line(macmoe, on_gpu):
+def test_each_kind_of_layer_and_each_kernel_of_each_built_in_model_gets_a_line(macmoe, on_gpu):
     asked = on_gpu(GOOD)
-    lines = macmoe("doctor").stdout.splitlines()[-9:]
-    for model, rows in zip(MODELS, (lines[:3], lines[3:6], lines[6:]), strict=True):
+    lines = macmoe("doctor").stdout.splitlines()[-15:]
+    for model, rows in zip(MODELS, (lines[:5], lines[5:10], lines[10:]), strict=True):
         assert [row.split("  ")[0] for row in rows] == [
-            f"{model}, {what}" for what in ("attention", "sparse", "one token")
+            f"{model}, {what}"
+            for what in ("attention", "sparse", "add_norm [1, 64]", "expert_sum [1, 64]", "one token")
         ]
         assert rows[0].endswith(
             "ok (relative error 1.0e-03, allowed 5.0e-02): 1.00 ms with kernels, 3.00 ms without"
         )
-        assert rows[2].endswith("ok, used: 1.00 ms with kernels, 3.00 ms without")
+        assert rows[2].endswith("ok (relative error 2.0e-03, allowed 1.0e-02): 4 x 50.0 us, 20% of a token")
+        assert rows[3].endswith(": 2 x 100.0 us, 20% of a token, 500 GB/s of matrices")
+        assert rows[4].endswith("ok, used: 1.00 ms with kernels, 3.00 ms without")
     assert asked == [False] * 3
 
 
@@ -75,9 +92,18 @@ def test_kernels_that_are_wrong_or_slower_are_not_used(macmoe, on_gpu, verdict, 
     on_gpu(verdict)
     lines = macmoe("doctor", "--model", "tiny:qwen3").stdout.splitlines()
     assert f"{outcome}, not used: " in lines[-1]
-    assert ("wrong (relative error 2.0e-01" in lines[-2]) == (outcome == "wrong")
+    assert any("wrong (relative error" in line for line in lines[:-1]) == (outcome == "wrong")
     (model,) = json.loads(macmoe("doctor", "--model", "tiny:qwen3", "--json").stdout)["kernels"]["models"]
     assert (model["model"], model["outcome"], model["used"]) == ("tiny:qwen3", outcome, False)
+    assert [each["launches"] for each in model["kernels"]] == [4, 2]
+
+
+def test_a_kernel_that_is_wrong_by_itself_is_marked(macmoe, on_gpu):
+    on_gpu(GOOD, WRONG_KERNELS)
+    lines = macmoe("doctor", "--model", "tiny:qwen3").stdout.splitlines()
+    marked = [line.split("  ")[0] for line in lines if "wrong (relative error inf" in line]
+    assert marked == ["tiny:qwen3, expert_sum [1, 64]"]
+    assert "ok, used: " in lines[-1]
 
 
 def test_a_model_without_kernels_says_so(macmoe, on_gpu, monkeypatch):

@@ -8,12 +8,14 @@ import mlx.core as mx
 import pytest
 
 import macmoe
-from macmoe.decoding import choice
-from macmoe.decoding.examination import Check, Verdict, examine, in_float32, mixtures
+from macmoe.decoding import choice, launches
+from macmoe.decoding.examination import Check, Verdict, examine, in_float32, mixtures, with_past
+from macmoe.decoding.launches import check_kernels
 from macmoe.decoding.step import DecodeStep
 from macmoe.generate import generate
 from macmoe.location import BUILT_IN
 from macmoe.sampling import Sampler, SamplingOptions
+from tests.metal.test_faults import planted
 
 PROMPT = "What is 347 + 586?"
 TOKENS = 12
@@ -102,6 +104,46 @@ def test_a_refusal_for_errors_is_said_and_one_for_time_is_not(caplog):
     assert not choice._accepted(verdict_of(0.0, seconds=3.0))
     assert choice._accepted(verdict_of(0.0, seconds=1.0))
     assert caplog.text == ""
+
+
+@pytest.fixture
+def few_launches(monkeypatch):
+    """Time each kernel once: here its time says nothing."""
+    monkeypatch.setattr(launches, "AT_ONCE", 1)
+    monkeypatch.setattr(launches, "ROUNDS", 1)
+
+
+@pytest.mark.usefixtures("few_launches")
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_every_kernel_of_a_token_is_counted_and_right(session_with_step, name):
+    session, step = session_with_step(name)
+    checks = check_kernels(step, with_past(session.model))
+    assert all(check.right for check in checks)
+    counts = {check.kernel.split()[0]: check.launches for check in checks}
+    layers = len(step.layers)
+    assert counts["add_norm"] == 2 * layers
+    assert counts["expert_sum"] == counts["route"] == counts["router_logits"] <= layers
+    assert ("latent_weights" in counts) == (name == "tiny:deepseek-v3")
+
+
+@pytest.mark.usefixtures("few_launches")
+def test_a_kernel_that_is_wrong_alone_is_found_and_named(emulate, session_with_step):
+    session, step = session_with_step("tiny:gpt-oss")
+    emulate(change=planted("rsqrt(squares / DIM", "rsqrt(squares / (DIM + 1)"))
+    wrong = [check.kernel for check in check_kernels(step, with_past(session.model)) if not check.right]
+    assert wrong == ["add_norm [1, 128]"]
+
+
+@pytest.mark.usefixtures("few_launches")
+def test_only_matrices_of_chosen_experts_count_as_read(session_with_step):
+    session, step = session_with_step("tiny:gpt-oss")
+    checks = {check.kernel.split()[0]: check for check in check_kernels(step, with_past(session.model))}
+    mixture, top_k = session.model.model.layers[0].mlp, session.model.config.num_experts_per_tok
+    down = mixture.experts.down_proj
+    stored = sum(down[part].nbytes for part in ("weight", "scales") if part in down)
+    assert checks["expert_sum"].matrix_bytes == stored * top_k // len(down.weight)
+    assert checks["router_logits"].matrix_bytes == mixture.router.weight.nbytes
+    assert checks["add_norm"].bandwidth is None
 
 
 def test_self_check_sees_how_a_cache_is_read(session_with_step):

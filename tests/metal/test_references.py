@@ -1,0 +1,79 @@
+"""The references by which kernels are checked on a user's machine: they agree with right kernels only."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import pytest
+
+from macmoe.decoding.launches import errors_of
+from macmoe.decoding.references import REFERENCES, pairs
+from macmoe.kernels import routing, source
+from tests.kernels.shapes import route_cases, small_cases
+from tests.metal.test_faults import FAULTS, planted
+
+IN_16_BITS, IN_32_BITS = small_cases(mx.bfloat16), small_cases(mx.float32)
+CASES = {
+    **{
+        f"bfloat16 {name}": case
+        for name, case in IN_16_BITS.items()
+        if "32 tokens" not in name and "packed" not in name
+    },
+    **{
+        f"float32 {name}": case
+        for name, case in IN_32_BITS.items()
+        if "experts" not in name and "packed" not in name
+    },
+    **route_cases(),
+}
+WRONG = (
+    "one row too many",
+    "one key too many",
+    "one key too few",
+    "the wrong scale",
+    "the low nibble twice",
+    "rows before the first one seen are weighed",
+)
+
+
+def failures(case):
+    """Return what is beyond its bound in the launches of a case."""
+    mx.random.seed(0)
+    with source.recorded() as calls:
+        case()
+    assert calls
+    return [(error, bound) for call in calls for error, bound in errors_of(call) if not error <= bound]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_reference_agrees_with_every_launch_of_a_case(emulate, name):
+    emulate()
+    assert failures(CASES[name]) == []
+
+
+@pytest.mark.parametrize("fault", WRONG)
+def test_a_planted_mistake_is_seen(emulate, fault):
+    name, find, replacement = FAULTS[fault]
+    emulate(change=planted(find, replacement))
+    assert failures(IN_32_BITS[name])
+
+
+@pytest.mark.parametrize("kind", range(3))
+def test_another_expert_than_the_best_is_seen(kind):
+    logits = mx.array([[0.1, 0.9, 0.5, 0.2]])
+    constants = {"KIND": kind, "TOP_K": 1, "SLOTS": 1, "NORMALIZE": 1, "SCALE": 1.0, "EXPERTS": 4}
+    constants |= {"GROUPS": 1, "TOP_GROUPS": 1}
+    launch = source.Launch(
+        kernel=routing.CHOICE,
+        inputs=("logits", "correction"),
+        outputs=("experts", "weights"),
+        constants=tuple(constants.items()),
+    )
+    call = source.Call(launch=launch, arguments={"inputs": [logits, mx.zeros((4,))]})
+    for expert in range(4):
+        ((got, wanted),) = pairs(call, [mx.array([[expert]], dtype=mx.uint32), mx.ones((1, 1))])
+        assert mx.allclose(got, wanted).item() == (expert == 1)
+
+
+def test_every_kernel_of_the_cases_has_a_reference(launches):
+    names = {launch.kernel.name for launch, _, _ in launches(mx.bfloat16)}
+    assert names - {"latent_unpack"} == set(REFERENCES)  # which only packed caches need
