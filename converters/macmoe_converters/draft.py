@@ -23,7 +23,7 @@ from macmoe.errors import UsageError
 
 SPAN_BYTES = 64 << 20
 READ_BYTES = 4 << 20
-WRITE_BYTES = 128 << 10  # in a call: more at once takes pages that are slower to get (docs/decisions/0017)
+WRITE_BYTES = 128 << 10  # in a call: more at once was seen to be slower (docs/decisions/0017)
 WAITING = 4  # pieces of a file that were handed over and are not yet written
 
 
