@@ -13,6 +13,7 @@ from macmoe.bench.sides import random_states
 from macmoe.bench.weights import CORRECTION, empty_model, shortened
 from macmoe.checkpoint import parameters_of
 from macmoe.config import load_json
+from macmoe.decoding import matrices
 from macmoe.decoding.step import DecodeStep
 from macmoe.inspection import CONFIGS
 from tests.recorded import COUNTED, hollow, record_fast_operations, record_launches
@@ -79,11 +80,13 @@ def test_elementwise_operations_count_as_one_where_they_are_compiled_together():
     assert launches(mx.compile(lambda x: mx.exp(x) * x + x)(x)) == 1
 
 
+@pytest.mark.parametrize("cuda", [False, True], ids=["metal", "cuda"])
 @pytest.mark.parametrize("bits", [None, 8])
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_layer_costs_few_kernels_at_published_shapes(name, bits, monkeypatch):
+def test_a_layer_costs_few_kernels_at_published_shapes(name, bits, cuda, monkeypatch):
     model, _ = published(name)
     record_launches(monkeypatch)
+    monkeypatch.setattr(matrices, "mlx_is_slow", lambda: cuda)
     step = DecodeStep.of(model)
     assert step is not None
     kernels = step_kernels(model, step, filled_cache(model, bits=bits), COUNTED)
