@@ -21,6 +21,7 @@ import numpy as np
 import macmoe
 from macmoe.chat.format import Thinking
 from macmoe.chat.messages import Message
+from macmoe.checkpoint import load_weights
 from macmoe.cli.quality import own_words
 from macmoe.config import Quantization
 from macmoe.families import Model, family_of
@@ -30,7 +31,9 @@ from macmoe.scoring import compare
 from macmoe.session import Session
 from macmoe_converters import KEEP, RECIPES, Conversion, open_conversion
 from macmoe_converters.exchange import choose_from
+from macmoe_converters.learned import learn
 from macmoe_converters.packing import decode
+from macmoe_converters.recipes import LEARNED, affine, allows, suitable
 from macmoe_converters.sensitivity import Loaded, Passage, measure
 from tests.assets.questions import Question, questions, read_answer
 
@@ -107,10 +110,40 @@ def bits(conversion: Conversion) -> float:
     return 8 * sum(info.nbytes for info in conversion.infos.values()) / conversion.weights
 
 
+def taught(folder: Path, session: Session, recipe: str) -> Conversion:
+    """Open a checkpoint under a recipe whose scales are learned from what the model writes itself."""
+    packed = open_conversion(folder, recipe=LEARNED[recipe])
+    student = family_of(packed.config).build(packed.config)
+    load_weights(student, packed)
+    passages = [each.tokens for each in own_words(session)]
+    return open_conversion(folder, recipe=recipe, learned=learn(session.model, student, passages))
+
+
+def all_in_four_bits(conversion: Conversion) -> tuple[Model, float]:
+    """Return a model as mx.quantize packs it, every matrix affine in 4 bits, and its bits per weight."""
+    model, stored = plain_model(conversion), 0
+    for parameter in conversion.parameters:
+        values = decode(parameter.tensor, "").weight.array().astype(mx.float32)
+        path, _, part = parameter.name.rpartition(".")
+        matrix = part == "weight" and values.ndim > 1 and allows(path)
+        how = suitable(affine(4), values.shape[-1]) if matrix else None
+        if how is None:
+            stored += 2 * values.size
+            continue
+        weight, *others = mx.quantize(values.astype(mx.bfloat16), group_size=how.group_size, bits=how.bits)
+        stored += weight.nbytes + sum(array.nbytes for array in others)
+        wide = [array.astype(mx.float32) for array in others]
+        values = mx.dequantize(weight, *wide, group_size=how.group_size, bits=how.bits)
+        model.load_weights([(parameter.name, values)], strict=False)
+    return model, 8 * stored / conversion.weights
+
+
 def conversions(folder: Path, session: Session) -> Iterator[Conversion]:
     """Open a checkpoint under every recipe, and within budgets."""
     for recipe in RECIPES:
         yield open_conversion(folder, recipe=recipe)
+    for recipe in LEARNED:
+        yield taught(folder, session, recipe)
     kept = open_conversion(folder)
     calibration, loaded = own_words(session), Loaded.of(session.model, kept)
     measured = measure(loaded, calibration)
@@ -131,6 +164,9 @@ def rows(name: str, asked: list[Question]) -> Iterator[str]:
         loss = divergence(reference, model, texts) if conversion.recipe != KEEP else 0.0
         right = accuracy(model, session, thinking, asked)
         yield f"| {name} | {conversion.recipe} | {bits(conversion):.2f} | {loss:.2g} | {right:.0%} |"
+    model, size = all_in_four_bits(open_conversion(HUB / name))
+    loss, right = divergence(reference, model, texts), accuracy(model, session, thinking, asked)
+    yield f"| {name} | affine 4, every matrix | {size:.2f} | {loss:.2g} | {right:.0%} |"
 
 
 if __name__ == "__main__":
