@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import mlx.core as mx
 import pytest
 
 from macmoe import pacing
+
+LIMIT = "MLX_MAX_MB_PER_BUFFER"
 
 
 @pytest.fixture
@@ -35,3 +41,12 @@ def test_others_get_none(limits, monkeypatch, backend):
     with pacing.in_step(5):
         pass
     assert limits == [1000]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only MLX's CUDA back end is told, which is for Linux")
+@pytest.mark.parametrize(("chosen", "found"), [({}, "400"), ({LIMIT: "70"}, "70")])
+def test_graphs_are_small_unless_the_user_wants_others(chosen, found):
+    code = f"import os, macmoe; print(os.environ['{LIMIT}'])"
+    without = {name: value for name, value in os.environ.items() if name != LIMIT}
+    command = [sys.executable, "-c", code]
+    assert subprocess.check_output(command, env=without | chosen, text=True).strip() == found
