@@ -99,10 +99,23 @@ ROUNDED = {
 }
 
 
+def comparable(family):
+    """Return the configuration of a built-in model which mlx-lm computes in the same way."""
+    return tiny(family, **({"rope_scaling": ROUNDED} if family == "gpt_oss" else {}))
+
+
+def both_sides(family):
+    """Return macmoe and mlx-lm on the same weights in float32, none of them packed."""
+    mx.random.seed(0)
+    config = comparable(family)
+    model = family_of(config).build(config)
+    return {"macmoe": Ours(model), "mlx-lm": Peer(peer_model(model, config), model)}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("packed", [True, False])
 def test_the_peer_computes_the_same_from_the_same_arrays(family, packed):
-    config = tiny(family, **({"rope_scaling": ROUNDED} if family == "gpt_oss" else {}))
+    config = comparable(family)
     model = random_model(config, mx.float32) if packed else family_of(config).build(config)
     if family == "deepseek_v3" and packed:  # the one matrix that has to be packed again
         for layer in model.model.layers:
@@ -149,10 +162,10 @@ def test_both_sides_decode_after_caches_of_the_same_content(family):
         assert all(0 <= token < config["vocab_size"] for token in tokens)
 
 
-def test_qwen3_writes_what_mlx_lm_writes_after_a_filled_cache():
-    model, config = drawn("qwen3")
-    peer = Peer(peer_model(model, config), model)
-    assert list(Ours(model).decode(40, 12)) == list(peer.decode(40, 12))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_sides_write_the_same_after_a_filled_cache(family):
+    ours, theirs = both_sides(family).values()
+    assert list(ours.decode(40, 12)) == list(theirs.decode(40, 12))
 
 
 @dataclass

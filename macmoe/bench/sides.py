@@ -128,11 +128,17 @@ class Peer:
 
     def _filled(self, context: int) -> list[Any]:
         caches = self._caches.make_prompt_cache(self.peer)
-        for cache, arrays in zip(caches, random_states(self.ours, context), strict=True):
-            # Latent attention has one array with us, latent and rotary key apart there.
-            both = arrays if len(arrays) > 1 else mx.split(arrays[0], [self.peer.args.kv_lora_rank], axis=-1)
-            mx.eval(cache.update_and_fetch(*both))
+        states = random_states(self.ours, context)
+        for layer, cache, arrays in zip(self.peer.layers, caches, states, strict=True):
+            mx.eval(cache.update_and_fetch(*self._translated(layer, arrays)))
         return caches
+
+    def _translated(self, layer: Any, arrays: list[mx.array]) -> list[mx.array]:
+        """Return what its layer keeps where ours keeps `arrays`."""
+        if len(arrays) == 1:  # latent attention: latent and rotary key apart
+            return list(mx.split(arrays[0], [self.peer.args.kv_lora_rank], axis=-1))
+        keys, values = arrays
+        return [keys * getattr(layer.self_attn.rope, "mscale", 1.0), values]  # YaRN's factor, in our scale
 
     def decode(self, context: int, tokens: int) -> Iterator[int]:
         """Yield tokens after a filled cache."""
