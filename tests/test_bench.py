@@ -10,7 +10,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from macmoe.bench.counting import Kernels
-from macmoe.bench.measure import Plan, decode_case, prefill_case
+from macmoe.bench.measure import Plan, decode_case, prefill_case, random_drafts, random_prompt, verify_case
 from macmoe.bench.peer import peer_model
 from macmoe.bench.run import Subject, Work, run
 from macmoe.bench.sides import Ours, Peer
@@ -99,10 +99,23 @@ ROUNDED = {
 }
 
 
+def comparable(family):
+    """Return the configuration of a built-in model which mlx-lm computes in the same way."""
+    return tiny(family, **({"rope_scaling": ROUNDED} if family == "gpt_oss" else {}))
+
+
+def both_sides(family):
+    """Return macmoe and mlx-lm on the same weights in float32, none of them packed."""
+    mx.random.seed(0)
+    config = comparable(family)
+    model = family_of(config).build(config)
+    return {"macmoe": Ours(model), "mlx-lm": Peer(peer_model(model, config), model)}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("packed", [True, False])
 def test_the_peer_computes_the_same_from_the_same_arrays(family, packed):
-    config = tiny(family, **({"rope_scaling": ROUNDED} if family == "gpt_oss" else {}))
+    config = comparable(family)
     model = random_model(config, mx.float32) if packed else family_of(config).build(config)
     if family == "deepseek_v3" and packed:  # the one matrix that has to be packed again
         for layer in model.model.layers:
@@ -149,10 +162,42 @@ def test_both_sides_decode_after_caches_of_the_same_content(family):
         assert all(0 <= token < config["vocab_size"] for token in tokens)
 
 
-def test_qwen3_writes_what_mlx_lm_writes_after_a_filled_cache():
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_sides_write_the_same_after_a_filled_cache(family):
+    ours, theirs = both_sides(family).values()
+    assert list(ours.decode(40, 12)) == list(theirs.decode(40, 12))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_sides_choose_alike_at_every_place_of_a_draft(family):
+    sides = both_sides(family)
+    plan = Plan(passes=3, rounds=2)
+    drafts = random_drafts(sides["macmoe"].model.config.vocab_size, 5, plan)
+    case = verify_case(sides, 150, drafts, plan)  # longer than a sliding window
+    assert (case.kind, case.size, case.context) == ("verify", 5, 150)
+    assert case.same_tokens == 5 * len(drafts)
+    assert {name: (times.tokens, len(times.seconds)) for name, times in case.sides.items()} == {
+        "macmoe": (15, 2),
+        "mlx-lm": (15, 2),
+    }
+
+
+def test_a_draft_is_answered_as_its_tokens_one_by_one():
     model, config = drawn("qwen3")
-    peer = Peer(peer_model(model, config), model)
-    assert list(Ours(model).decode(40, 12)) == list(peer.decode(40, 12))
+    ids = random_prompt(config["vocab_size"], 6)
+    (together,) = Ours(model).verify(40, [ids])
+    assert together == [chosen for (chosen,) in Ours(model).verify(40, [[token] for token in ids])]
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+def test_kernels_are_decided_on_before_the_first_draft(monkeypatch, bits):
+    model, _ = drawn("qwen3")
+    seen: list[tuple[int, int | None]] = []
+    monkeypatch.setattr(
+        "macmoe.bench.sides.decode_step", lambda _, cache: seen.append((cache.offset, cache.bits))
+    )
+    next(Ours(model, bits).verify(40, [[1, 2]]))
+    assert seen == [(40, bits)]
 
 
 @dataclass
@@ -173,6 +218,11 @@ class Fake:
             raise self.failure
         return self.ids[0]
 
+    def verify(self, context: int, drafts: Sequence[Sequence[int]]) -> Iterator[list[int]]:  # noqa: ARG002
+        if self.failure:
+            raise self.failure
+        return (list(self.ids[: len(draft)]) for draft in drafts)
+
     def cache_bytes(self, context: int) -> int:
         return context
 
@@ -182,7 +232,12 @@ class Fake:
 
 def test_a_side_that_fails_is_reported_and_the_other_one_measured():
     sides = {"macmoe": Fake(), "mlx-lm": Fake(failure=MemoryError("no room\nleft"))}
-    for case in (decode_case(sides, 8, Plan(rounds=2)), prefill_case(sides, [1, 2], Plan(rounds=2))):
+    plan = Plan(rounds=2)
+    for case in (
+        decode_case(sides, 8, plan),
+        prefill_case(sides, [1, 2], plan),
+        verify_case(sides, 8, random_drafts(9, 3, plan), plan),
+    ):
         assert len(case.sides["macmoe"].seconds) == 2
         assert case.sides["mlx-lm"].failure == "MemoryError: no room left"
         assert case.ratio("macmoe", "mlx-lm") is None
@@ -206,17 +261,19 @@ def test_tokens_are_alike_until_the_first_difference():
 def test_a_report_has_every_case_asked_for():
     model, config = drawn("qwen3")
     subject = Subject(name="tiny", model=model, config=config)
-    work = Work(contexts=(8, 16), prompts=(4,), plan=Plan(tokens=2, rounds=1))
+    work = Work(contexts=(8, 16), prompts=(4,), drafts=(3,), plan=Plan(tokens=2, passes=2, rounds=1))
     seen: list[int] = []
     report = run(
         subject, subject.sides(against_peer=True), work, done=lambda report: seen.append(len(report.cases))
     )
-    assert seen == [1, 2, 3]
+    assert seen == [1, 2, 3, 4]
+    assert work.cases == 4
     figures = report.to_json()
-    assert [(case["kind"], case["size"]) for case in figures["cases"]] == [
-        ("decode", 8),
-        ("decode", 16),
-        ("prefill", 4),
+    assert [(case["kind"], case["size"], case["context"]) for case in figures["cases"]] == [
+        ("decode", 8, 8),
+        ("decode", 16, 16),
+        ("prefill", 4, 0),
+        ("verify", 3, 8),
     ]
     decode = figures["cases"][0]
     assert decode["limit_rate"] == pytest.approx(
@@ -225,3 +282,10 @@ def test_a_report_has_every_case_asked_for():
     assert set(decode["share_of_limit"]) == {"macmoe", "mlx-lm"}
     for side in decode["sides"].values():
         assert side["peak_bytes"] > report.weight_bytes
+
+
+def test_verifying_alone_follows_the_usual_context_and_brings_no_other_case():
+    plan = Plan()
+    assert Work.asked((), (), (2, 8), plan) == Work(drafts=(2, 8), plan=plan)
+    assert Work(drafts=(2,)).verify_after == 512
+    assert Work.asked((), (), (), plan) == Work(contexts=(512,), prompts=(2_048,), plan=plan)

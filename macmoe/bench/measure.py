@@ -1,12 +1,16 @@
-"""Times and memory of cases: decoding at a context, or reading a prompt, of one side or of two in turn."""
+"""Times and memory of cases, of one side or of two in turn.
+
+Decoding after a context, reading a prompt, or verifying: several tokens at once after a context.
+"""
 
 from __future__ import annotations
 
 import gc
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import mlx.core as mx
@@ -16,7 +20,8 @@ from macmoe.bench.sides import Side
 WARM_UP = 16  # tokens decoded before the clock starts
 # Tokens of the prompt before the first timed one: several chunks of either side, for all their kernels.
 WARM_UP_PROMPT = 8_192
-DECODE, PREFILL = "decode", "prefill"
+WARM_UP_PASSES = 4  # drafts verified before the clock starts
+DECODE, PREFILL, VERIFY = "decode", "prefill", "verify"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,11 +30,13 @@ class Plan:
 
     Attributes:
         tokens: Decoded in a round, after the warm-up.
+        passes: Drafts verified in a round, after the warm-up; few, because each makes the cache longer.
         rounds: Measurements of each side, in turn.
         time_limit: Seconds for one case; no round begins after them.
     """
 
     tokens: int = 64
+    passes: int = 16
     rounds: int = 3
     time_limit: float | None = None
 
@@ -39,9 +46,10 @@ class Times:
     """One side of a case.
 
     Attributes:
-        seconds: Of each round: all tokens of a decode, or until the first token after a prompt.
+        seconds: Of each round: all tokens of a decode, all passes over drafts, or until the first token after
+            a prompt.
         tokens: Tokens of a round.
-        ids: What the side wrote in the warm-up.
+        ids: What the side chose in the warm-up.
         peak_bytes: Most memory held in a round, as if the side were alone: its weights and what came on top.
         cache_bytes: Of the cache that the next token reads.
         failure: Why the side has no times, or fewer.
@@ -82,10 +90,18 @@ class Times:
 
 @dataclass(slots=True, kw_only=True)
 class Case:
-    """What was measured: `size` tokens in the cache (decode) or in the prompt (prefill)."""
+    """What was measured.
+
+    Attributes:
+        kind: One of `DECODE`, `PREFILL` and `VERIFY`.
+        size: Tokens in the cache (decode), in the prompt (prefill) or in a draft (verify).
+        context: Tokens in the cache at first.
+        sides: The figures by side.
+    """
 
     kind: str
     size: int
+    context: int
     sides: dict[str, Times]
 
     def ratio(self, ours: str, other: str) -> float | None:
@@ -95,20 +111,21 @@ class Case:
 
     @property
     def same_tokens(self) -> int | None:
-        """How many tokens all sides wrote alike before the first difference; None for one side alone.
+        """How many tokens all sides chose alike before the first difference; None for one side alone.
 
         In 16 bits near ties fall either way, so a small number alone says little.
         """
         if len(self.sides) < 2:
             return None
-        written = list(zip(*(times.ids for times in self.sides.values()), strict=False))
-        return next((number for number, ids in enumerate(written) if len(set(ids)) > 1), len(written))
+        chosen = list(zip(*(times.ids for times in self.sides.values()), strict=False))
+        return next((number for number, ids in enumerate(chosen) if len(set(ids)) > 1), len(chosen))
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures for JSON."""
         return {
             "kind": self.kind,
             "size": self.size,
+            "context": self.context,
             "same_tokens": self.same_tokens,
             "sides": {name: times.to_json() for name, times in self.sides.items()},
         }
@@ -120,6 +137,12 @@ def random_prompt(vocab: int, tokens: int) -> list[int]:
     return ids
 
 
+def random_drafts(vocab: int, tokens: int, plan: Plan) -> list[list[int]]:
+    """Return random drafts [passes, tokens] for a round and its warm-up, the same at every call."""
+    ids = random_prompt(vocab, tokens * (WARM_UP_PASSES + plan.passes))
+    return [ids[begin : begin + tokens] for begin in range(0, len(ids), tokens)]
+
+
 def decode_case(sides: Mapping[str, Side], context: int, plan: Plan) -> Case:
     """Measure decoding after `context` tokens."""
 
@@ -128,18 +151,11 @@ def decode_case(sides: Mapping[str, Side], context: int, plan: Plan) -> Case:
 
     def seconds(side: Side) -> float:
         tokens = side.decode(context, WARM_UP + plan.tokens + 1)  # the last one has nobody to overlap with
-        for _ in range(WARM_UP):
-            next(tokens)
-        began = time.perf_counter()
-        for _ in range(plan.tokens):
-            next(tokens)
-        return time.perf_counter() - began
+        return _seconds(tokens, WARM_UP, plan.tokens)
 
-    times = {
-        name: Times(tokens=plan.tokens, cache_bytes=side.cache_bytes(context)) for name, side in sides.items()
-    }
+    times = _times(sides, plan.tokens, context)
     _take(sides, times, warm_up, seconds, plan)
-    return Case(kind=DECODE, size=context, sides=times)
+    return Case(kind=DECODE, size=context, context=context, sides=times)
 
 
 def prefill_case(sides: Mapping[str, Side], prompt: Sequence[int], plan: Plan) -> Case:
@@ -149,16 +165,48 @@ def prefill_case(sides: Mapping[str, Side], prompt: Sequence[int], plan: Plan) -
         return [side.first_token(prompt[:WARM_UP_PROMPT])]
 
     def seconds(side: Side) -> float:
-        began = time.perf_counter()
-        side.first_token(prompt)
-        return time.perf_counter() - began
+        return _seconds(map(side.first_token, [prompt]), 0, 1)
 
-    times = {
-        name: Times(tokens=len(prompt), cache_bytes=side.cache_bytes(len(prompt)))
-        for name, side in sides.items()
-    }
+    times = _times(sides, len(prompt), len(prompt))
     _take(sides, times, warm_up, seconds, plan)
-    return Case(kind=PREFILL, size=len(prompt), sides=times)
+    return Case(kind=PREFILL, size=len(prompt), context=0, sides=times)
+
+
+def verify_case(sides: Mapping[str, Side], context: int, drafts: Sequence[Sequence[int]], plan: Plan) -> Case:
+    """Measure passes over several tokens at once after `context` others.
+
+    Args:
+        sides: Who reads them.
+        context: Tokens in the cache at first; every pass adds its own.
+        drafts: See `random_drafts`: given, so that all sides read the same whatever they choose.
+        plan: How.
+    """
+
+    def warm_up(side: Side) -> list[int]:
+        return list(chain.from_iterable(side.verify(context, drafts)))
+
+    def seconds(side: Side) -> float:
+        return _seconds(side.verify(context, drafts), WARM_UP_PASSES, plan.passes)
+
+    size = len(drafts[0])
+    times = _times(sides, size * plan.passes, context)
+    _take(sides, times, warm_up, seconds, plan)
+    return Case(kind=VERIFY, size=size, context=context, sides=times)
+
+
+def _times(sides: Mapping[str, Side], tokens: int, cached: int) -> dict[str, Times]:
+    """Return times to be filled, of rounds of `tokens`, with the bytes of a cache of `cached` tokens."""
+    return {name: Times(tokens=tokens, cache_bytes=side.cache_bytes(cached)) for name, side in sides.items()}
+
+
+def _seconds(steps: Iterator[Any], before: int, timed: int) -> float:
+    """Return the seconds that `timed` steps take after `before` others."""
+    for _ in range(before):
+        next(steps)
+    began = time.perf_counter()
+    for _ in range(timed):
+        next(steps)
+    return time.perf_counter() - began
 
 
 def _take(

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import mlx.core as mx
 
 from macmoe.bench.counting import Kernels
-from macmoe.bench.measure import DECODE, Case, Plan, Times, decode_case, prefill_case, random_prompt
+from macmoe.bench.measure import (
+    DECODE,
+    Case,
+    Plan,
+    Times,
+    decode_case,
+    prefill_case,
+    random_drafts,
+    random_prompt,
+    verify_case,
+)
 from macmoe.bench.peer import peer_model
 from macmoe.bench.sides import Ours, Peer, Side
 from macmoe.bench.traffic import bandwidth, token_bytes, weight_bytes
@@ -73,24 +83,33 @@ class Work:
     Attributes:
         contexts: Tokens in the cache when decoding.
         prompts: Tokens of the prompts to read.
+        drafts: Tokens of the drafts to verify, after the first of the contexts or the usual one.
         plan: How.
     """
 
     contexts: tuple[int, ...] = ()
     prompts: tuple[int, ...] = ()
+    drafts: tuple[int, ...] = ()
     plan: Plan = field(default_factory=Plan)
 
     @classmethod
-    def asked(cls, contexts: tuple[int, ...], prompts: tuple[int, ...], plan: Plan) -> Work:
-        """Return the cases asked for; where none is, one of each kind."""
-        if not contexts and not prompts:
+    def asked(
+        cls, contexts: tuple[int, ...], prompts: tuple[int, ...], drafts: tuple[int, ...], plan: Plan
+    ) -> Work:
+        """Return the cases asked for; where none is, decoding and a prompt."""
+        if not contexts and not prompts and not drafts:
             contexts, prompts = USUAL_CONTEXTS, USUAL_PROMPTS
-        return cls(contexts=contexts, prompts=prompts, plan=plan)
+        return cls(contexts=contexts, prompts=prompts, drafts=drafts, plan=plan)
 
     @property
     def cases(self) -> int:
         """How many there are."""
-        return len(self.contexts) + len(self.prompts)
+        return len(self.contexts) + len(self.prompts) + len(self.drafts)
+
+    @property
+    def verify_after(self) -> int:
+        """Tokens in the cache before the first draft."""
+        return (self.contexts or USUAL_CONTEXTS)[0]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -201,16 +220,19 @@ def run(
         uses_kernels=ours.uses_kernels,
         kernels={name: side.kernels() for name, side in sides.items()},
     )
-    cases: list[Callable[[], Case]] = [
-        *(lambda context=context: decode_case(sides, context, work.plan) for context in work.contexts),
-        *(lambda tokens=tokens: _prefill(subject, sides, tokens, work.plan) for tokens in work.prompts),
-    ]
-    for case in cases:
-        report.cases.append(case())
+    for case in _cases(model.config.vocab_size, sides, work):
+        report.cases.append(case)
         if done is not None:
             done(report)
     return report
 
 
-def _prefill(subject: Subject, sides: Mapping[str, Side], tokens: int, plan: Plan) -> Case:
-    return prefill_case(sides, random_prompt(subject.model.config.vocab_size, tokens), plan)
+def _cases(vocab: int, sides: Mapping[str, Side], work: Work) -> Iterator[Case]:
+    """Yield the cases, each when it is measured."""
+    plan = work.plan
+    for context in work.contexts:
+        yield decode_case(sides, context, plan)
+    for tokens in work.prompts:
+        yield prefill_case(sides, random_prompt(vocab, tokens), plan)
+    for tokens in work.drafts:
+        yield verify_case(sides, work.verify_after, random_drafts(vocab, tokens, plan), plan)

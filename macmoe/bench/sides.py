@@ -1,9 +1,9 @@
-"""The two sides of a comparison: each decodes after a filled cache, reads a prompt, counts its kernels."""
+"""The two sides of a comparison: each decodes and verifies, reads a prompt, counts its kernels."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -37,6 +37,14 @@ class Side(Protocol):
         """Process a prompt and return the token after it."""
         ...
 
+    def verify(self, context: int, drafts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+        """Yield the token chosen at every place of each draft, read at once after a cache of random content.
+
+        The first `next` fills the cache; drafts stay in it. What is yielded has been waited for, because the
+        next draft would depend on it.
+        """
+        ...
+
     def cache_bytes(self, context: int) -> int:
         """Return the bytes of the cache that one token reads."""
         ...
@@ -54,6 +62,13 @@ def random_states(model: Model, context: int) -> Iterator[list[mx.array]]:
             mx.random.normal((1, shape[1], context, shape[3]), dtype=dtype, key=key)
             for (shape, dtype), key in zip(arrays, keys, strict=True)
         ]
+
+
+def _choices(forward: Callable[[mx.array], mx.array], drafts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Yield the likeliest tokens for each draft; `forward`: [1, length] -> logits [1, length, vocab]."""
+    for draft in drafts:
+        chosen: Any = mx.argmax(forward(mx.array([draft])), axis=-1)[0].tolist()
+        yield chosen
 
 
 class Ours:
@@ -90,6 +105,12 @@ class Ours:
         """Process a prompt and return the token after it."""
         cache = self.model.make_cache(bits=self.cache_bits)
         return next(generate(self.model, prompt, Sampler(SamplingOptions()), max_tokens=1, cache=cache)).id
+
+    def verify(self, context: int, drafts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+        """Yield the choices for each draft, experts in kernels if those decode."""
+        cache = self._filled(context)
+        decode_step(self.model, cache)  # decides on the kernels of a few tokens as well
+        yield from _choices(lambda tokens: self.model.logits(self.model.hidden(tokens, cache)), drafts)
 
     def cache_bytes(self, context: int) -> int:
         """Return the bytes of the cache that one token reads."""
@@ -128,11 +149,17 @@ class Peer:
 
     def _filled(self, context: int) -> list[Any]:
         caches = self._caches.make_prompt_cache(self.peer)
-        for cache, arrays in zip(caches, random_states(self.ours, context), strict=True):
-            # Latent attention has one array with us, latent and rotary key apart there.
-            both = arrays if len(arrays) > 1 else mx.split(arrays[0], [self.peer.args.kv_lora_rank], axis=-1)
-            mx.eval(cache.update_and_fetch(*both))
+        states = random_states(self.ours, context)
+        for layer, cache, arrays in zip(self.peer.layers, caches, states, strict=True):
+            mx.eval(cache.update_and_fetch(*self._translated(layer, arrays)))
         return caches
+
+    def _translated(self, layer: Any, arrays: list[mx.array]) -> list[mx.array]:
+        """Return what its layer keeps where ours keeps `arrays`."""
+        if len(arrays) == 1:  # latent attention: latent and rotary key apart
+            return list(mx.split(arrays[0], [self.peer.args.kv_lora_rank], axis=-1))
+        keys, values = arrays
+        return [keys * getattr(layer.self_attn.rope, "mscale", 1.0), values]  # YaRN's factor, in our scale
 
     def decode(self, context: int, tokens: int) -> Iterator[int]:
         """Yield tokens after a filled cache."""
@@ -145,6 +172,11 @@ class Peer:
         """Process a prompt in its own chunks (2,048 tokens) and return the token after it."""
         token, _ = next(self._lib.generate_step(mx.array(list(prompt)), self.peer, max_tokens=1))
         return int(token)
+
+    def verify(self, context: int, drafts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+        """Yield the choices for each draft, by forward passes as its own speculative decoding makes them."""
+        caches = self._filled(context)
+        yield from _choices(lambda tokens: self.peer(tokens, cache=caches), drafts)
 
     def cache_bytes(self, context: int) -> int:
         """Return the bytes of the cache that one token reads."""

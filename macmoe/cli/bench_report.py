@@ -7,14 +7,21 @@ from pathlib import Path
 
 import click
 
-from macmoe.bench.measure import DECODE, Case, Times
+from macmoe.bench.measure import DECODE, PREFILL, VERIFY, Case, Times
 from macmoe.bench.run import OURS, PEER, Report, device_name, versions
 from macmoe.cli.terminal import size, table
 from macmoe.errors import UsageError
 
 NOTHING = "-"
 NOT_MEASURED = "not measured"
-HEADINGS = {DECODE: "decode after {:,}, tokens/s", "prefill": "prompt of {:,}, tokens/s"}
+# Kind -> name of a case of `size` tokens with `context` in the cache.
+NAMES = {
+    DECODE: "decode after {context:,}",
+    PREFILL: "prompt of {size:,}",
+    VERIFY: "verify {size:,} after {context:,}",
+}
+# Kind -> how long the tokens of a case take together: what that is called, and how it is written.
+WAITS = {PREFILL: ("first token after", "{:.3f} s"), VERIFY: ("a draft takes", "{:.4f} s")}
 
 
 def text(report: Report) -> str:
@@ -46,7 +53,7 @@ def _case_rows(report: Report, case: Case, names: list[str]) -> list[tuple[str, 
     ratio = case.ratio(OURS, PEER)
     sides = [case.sides[name] for name in names]
     rows = [
-        (HEADINGS[case.kind].format(case.size), *map(_rate, sides), f"{ratio:.2f}" if ratio else ""),
+        (f"{_name(case)}, tokens/s", *map(_rate, sides), f"{ratio:.2f}" if ratio else ""),
         ("  lowest to highest", *map(_spread, sides), ""),
     ]
     if case.kind == DECODE:
@@ -55,14 +62,19 @@ def _case_rows(report: Report, case: Case, names: list[str]) -> list[tuple[str, 
         read = size(report.token_bytes[case.size])
         rows.append((f"  of the limit ({read} per token)", *shares, ""))
     else:
-        waits = [f"{side.tokens / side.rate:.3f} s" if side.rate else NOTHING for side in sides]
-        rows.append(("  first token after", *waits, ""))
-    if case.same_tokens is not None and case.kind == DECODE:
+        label, form = WAITS[case.kind]
+        waits = [form.format(case.size / side.rate) if side.rate else NOTHING for side in sides]
+        rows.append((f"  {label}", *waits, ""))
+    if case.same_tokens is not None and case.kind != PREFILL:
         rows.append(("  tokens alike at first", *[str(case.same_tokens)] * len(names), ""))
     peaks = [size(side.peak_bytes) if side.peak_bytes else NOTHING for side in sides]
     transients = [report.transient_bytes(side) for side in sides]
     beyond = [NOTHING if count is None else size(count) for count in transients]
     return [*rows, ("  peak memory", *peaks, ""), ("  of it beyond weights and cache", *beyond, "")]
+
+
+def _name(case: Case) -> str:
+    return NAMES[case.kind].format(size=case.size, context=case.context)
 
 
 def _rate(side: Times) -> str:
@@ -75,8 +87,7 @@ def _spread(side: Times) -> str:
 
 def _reasons(report: Report) -> list[str]:
     return [
-        f"{HEADINGS[case.kind].format(case.size).rpartition(',')[0]}, {name}: {len(side.seconds)} rounds: "
-        f"{side.failure}"
+        f"{_name(case)}, {name}: {len(side.seconds)} rounds: {side.failure}"
         for case in report.cases
         for name, side in case.sides.items()
         if side.failure
@@ -135,7 +146,7 @@ def _draw(report: Report, path: Path) -> None:
         low = [side.rate - min(side.rates) for side in measured.values() if side.rate]
         high = [max(side.rates) - side.rate for side in measured.values() if side.rate]
         panel.bar(list(measured), heights, yerr=[low, high], capsize=4)
-        panel.set_title(f"{case.kind} {case.size:,}")
+        panel.set_title(_name(case))
         panel.set_ylabel("tokens per second")
     figure.suptitle(f"{report.name}, {device_name()}")
     figure.savefig(path)

@@ -1,7 +1,7 @@
 """Measure everything that docs/performance.md states of one GPU, in under eight minutes.
 
-    python tests/bench/gpu.py --json FILE [--seconds 460] [--stages decode prefill-2048 memory prefill-16384]
-        [--cache-bits 8]
+    python tests/bench/gpu.py --json FILE [--seconds 460] [--cache-bits 8]
+        [--stages decode prefill-2048 memory prefill-16384 verify]
 
 Published shapes with random weights, beside mlx-lm on the same weights. FILE is written after every case, so
 that a run that is cut off loses nothing; a case for which no time is left is written down as not measured.
@@ -39,10 +39,15 @@ class Stage:
 
     contexts: tuple[int, ...] = ()
     prompts: tuple[int, ...] = ()
+    drafts: tuple[int, ...] = ()
     against_peer: bool = True
     rounds: int = 3
     tokens: int = 64
     shapes: tuple[str, ...] = tuple(SHAPES)
+
+    def work(self, plan: Plan) -> Work:
+        """Return its cases."""
+        return Work(contexts=self.contexts, prompts=self.prompts, drafts=self.drafts, plan=plan)
 
 
 STAGES = {
@@ -50,6 +55,7 @@ STAGES = {
     "prefill-2048": Stage(prompts=(2_048,)),
     "memory": Stage(prompts=(32_768,), against_peer=False, rounds=1, shapes=("deepseek-v3",)),
     "prefill-16384": Stage(prompts=(16_384,), rounds=2),
+    "verify": Stage(drafts=(2, 8, 32)),  # at 512
 }
 
 
@@ -103,14 +109,15 @@ def measure(
         subject = Subject.drawn(name, config, SHAPES[name], cache_bits)
     sides = subject.sides(against_peer=stage.against_peer)
     print(f"{name}: weights drawn in {time.perf_counter() - began:.1f} s", flush=True)
-    return run(subject, sides, Work(contexts=stage.contexts, prompts=stage.prompts, plan=plan), done=done)
+    return run(subject, sides, stage.work(plan), done=done)
 
 
 def show(report: Report) -> None:
     """Print the last case, a line for each side."""
     case = report.cases[-1]
     ratio = case.ratio("macmoe", "mlx-lm")
-    print(f"{report.name} {case.kind} {case.size}" + (f": ratio {ratio:.2f}" if ratio else ""))
+    heading = f"{report.name} {case.kind} {case.size} after {case.context}"
+    print(heading + (f": ratio {ratio:.2f}" if ratio else ""))
     for name, times in case.sides.items():
         speed = f"{times.rate:.1f} tok/s" if times.rate else "not measured"
         rates = ", ".join(f"{rate:.1f}" for rate in times.rates)
@@ -129,7 +136,7 @@ def stage_of_shape(log: Log, stage_name: str, name: str, *, small: bool, cache_b
     if log.left < LEAST:
         log.add(label | {"not_measured": f"the budget of {log.seconds:.0f} s is used up"})
         return
-    share = log.left / len(stage.contexts + stage.prompts)  # so that all of them end in time
+    share = log.left / stage.work(Plan()).cases  # so that all of them end in time
     plan = Plan(tokens=stage.tokens, rounds=stage.rounds, time_limit=share)
 
     def done(report: Report) -> None:

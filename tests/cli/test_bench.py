@@ -9,6 +9,7 @@ import pytest
 
 QUICK = ("--tokens", "2", "--rounds", "1")
 TINY = ("tiny:qwen3", "--context", "20", "--prefill", "6", *QUICK)
+EACH = (*TINY, "--verify", "3")
 
 
 def test_a_checkpoint_is_measured_beside_mlx_lm(macmoe, tmp_path):
@@ -44,6 +45,30 @@ def test_a_checkpoint_is_measured_beside_mlx_lm(macmoe, tmp_path):
         assert figures["kernels"][name]["layer"] > 10
 
 
+def test_drafts_are_verified_beside_mlx_lm(macmoe, tmp_path):
+    path = tmp_path / "figures.json"
+    asked = ("--verify", "2", "--verify", "3", "--against", "mlx-lm")
+    result = macmoe("bench", "tiny:qwen3", *asked, *QUICK, "--json", str(path))
+    assert (result.exit_code, result.stderr) == (0, "")
+    labels = [row[: row.find("  ", 3)].rstrip() for row in result.stdout.splitlines()[5:]]
+    rows = ["  lowest to highest", "  a draft takes", "  tokens alike at first", "  peak memory"]
+    beyond = "  of it beyond weights and cache"
+    assert labels == [
+        *("verify 2 after 512, tokens/s", *rows, beyond),
+        *("verify 3 after 512, tokens/s", *rows, beyond),
+    ]
+    cases = json.loads(path.read_text())["cases"]
+    assert [(case["kind"], case["size"], case["context"]) for case in cases] == [
+        ("verify", 2, 512),
+        ("verify", 3, 512),
+    ]
+    for case in cases:
+        assert case["same_tokens"] == 20 * case["size"]
+        for side in case["sides"].values():
+            assert side["tokens"] == 16 * case["size"]
+            assert side["tokens_per_second"]["median"] > 0
+
+
 def test_json_on_stdout_stands_alone(macmoe):
     result = macmoe("bench", "tiny:gpt-oss", "--context", "8", *QUICK, "--json", "-")
     figures = json.loads(result.stdout)
@@ -75,7 +100,7 @@ def test_the_table_says_that_the_cache_is_packed(macmoe):
 
 def test_the_speeds_are_drawn(macmoe, tmp_path):
     path = tmp_path / "speeds.png"
-    assert macmoe("bench", *TINY, "--plot", str(path)).exit_code == 0
+    assert macmoe("bench", *EACH, "--plot", str(path)).exit_code == 0
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
@@ -94,10 +119,11 @@ def test_a_folder_that_does_not_exist_is_noticed_before_measuring(macmoe, tmp_pa
 
 
 def test_a_case_without_time_is_said_not_to_be_measured(macmoe):
-    result = macmoe("bench", *TINY, "--time-limit", "1e-9")
+    result = macmoe("bench", *EACH, "--time-limit", "1e-9")
     assert result.exit_code == 0
-    assert result.stdout.count("not measured") == 2
-    assert "decode after 20, macmoe: 0 rounds: the time limit" in result.stdout
+    assert result.stdout.count("not measured") == 3
+    for name in ("decode after 20", "prompt of 6", "verify 3 after 20"):
+        assert f"{name}, macmoe: 0 rounds: the time limit" in result.stdout
 
 
 @pytest.mark.parametrize(
