@@ -159,7 +159,7 @@ def _dtype(model: Model) -> mx.Dtype:
 
 
 def _noise(model: Model, seed: int) -> mx.array:
-    """Return what a norm would hand to a sublayer for one token: [1, dim]."""
+    """Return numbers of the size of a normed stream, for one token: [1, dim]."""
     weight = model.model.norm.weight
     return mx.random.normal((1, len(weight)), key=mx.random.key(seed)).astype(weight.dtype)
 
@@ -208,15 +208,24 @@ def _attend_with_kernels(layer: Layer, tokens: list[mx.array], cache: LayerCache
 
 
 def _check_feed_forward(model: Model, index: int, layer: Layer) -> Check:
-    module = model.model.layers[index].mlp
+    """Compare what is added to the stream, from where attention's output joins it."""
+    module, bias = model.model.layers[index], layer.attention.output.bias
     kernels, modules, exact = Run(), Run(), Run()
-    tokens = [_noise(model, token) for token in range(TOKENS)]
+    tokens = [(_noise(model, token), _noise(model, TOKENS + token)) for token in range(TOKENS)]
+
+    def plain(x: mx.array, delta: mx.array) -> mx.array:
+        joined = x + (delta if bias is None else delta + bias)
+        return module.mlp(module.post_attention_layernorm(joined)[None])
+
+    def with_kernels(x: mx.array, delta: mx.array) -> mx.array:
+        return layer.feed_forward(x, delta)[1]
+
     with in_float32(module):
-        for x in tokens:
-            exact.take(partial(module, x[None].astype(mx.float32)))
-    for x in tokens:
-        modules.take(partial(module, x[None]))
-        kernels.take(partial(layer.feed_forward, x))
+        for x, delta in tokens:
+            exact.take(partial(plain, x.astype(mx.float32), delta.astype(mx.float32)))
+    for x, delta in tokens:
+        modules.take(partial(plain, x, delta))
+        kernels.take(partial(with_kernels, x, delta))
     return _judge(kernels, modules, exact, _dtype(model))
 
 

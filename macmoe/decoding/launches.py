@@ -25,7 +25,7 @@ ROUNDS = 5
 # Largest difference over the largest wanted value: two units of the last place for 16 bits. Float32 sums come
 # in another order, and a GPU's exponentials are its own.
 BOUNDS = {mx.float32: 1e-4, mx.float16: 2.0**-9, mx.bfloat16: 2.0**-6}
-MATRICES = ("w", "scales", "offsets", "weight")  # inputs that are matrices, in the texts' names
+MATRICES = ("w", "scales", "offsets", "router")  # inputs that are matrices, in the texts' names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

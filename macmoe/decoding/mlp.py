@@ -1,4 +1,8 @@
-"""The feed-forward half of a layer for one token: a router and two expert kernels, or a dense layer."""
+"""The feed-forward half of a layer for one token: norm, router and two expert kernels, or a dense layer.
+
+It starts where attention's output joins the residual stream. Before experts, that sum, its norm and the
+router's logits are one launch.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +13,7 @@ import mlx.nn as nn
 from macmoe.decoding.matrices import Matrix, alone, join
 from macmoe.kernels import experts as expert_kernels
 from macmoe.kernels import routing
+from macmoe.kernels.add_norm import Joint, add_norm, add_norm_logits
 from macmoe.kernels.experts import Stack
 from macmoe.kernels.routing import Choice
 from macmoe.models import deepseek_v3, gpt_oss, qwen3
@@ -17,7 +22,7 @@ from macmoe.nn.moe import Experts, kernel_activation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dense:
+class Gated:
     """down(silu(gate x) * up x), gate and up in one product."""
 
     gate_up: Matrix
@@ -33,17 +38,26 @@ class Dense:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Dense:
+    """Norm and one gated MLP."""
+
+    joint: Joint
+    mlp: Gated
+
+    def __call__(self, x: mx.array, delta: mx.array) -> tuple[mx.array, mx.array]:
+        """Map the stream and attention's output to their sum and what is added to it; all are [1, dim]."""
+        x, normed = add_norm(x, delta, self.joint)
+        return x, self.mlp(normed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Router:
-    """Logits and choice; `correction` is added to decide, not to weigh."""
+    """Matrix and choice; `bias` is added to the logits, `correction` to decide, not to weigh."""
 
     weight: mx.array
     choice: Choice
     bias: mx.array | None = None
     correction: mx.array | None = None
-
-    def __call__(self, x: mx.array) -> tuple[mx.array, mx.array]:
-        """Return the experts of a token and their weights."""
-        return routing.route(routing.router_logits(x, self.weight, self.bias), self.choice, self.correction)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,22 +75,24 @@ class ExpertStacks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sparse:
-    """Router, chosen experts, weighted sum; a shared expert is one more choice, or stands beside."""
+    """Norm, router, chosen experts, weighted sum; a shared expert is one more choice, or stands beside."""
 
+    joint: Joint
     router: Router
     experts: ExpertStacks
     activation: int
     limit: float = 0.0
     shared: ExpertStacks | None = None
-    beside: Dense | None = None
+    beside: Gated | None = None
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """Map the normed stream [1, dim] to what is added to it."""
-        chosen, weights = self.router(x)
-        shared = self.shared
+    def __call__(self, x: mx.array, delta: mx.array) -> tuple[mx.array, mx.array]:
+        """Map the stream and attention's output to their sum and what is added to it; all are [1, dim]."""
+        router, shared = self.router, self.shared
+        x, normed, logits = add_norm_logits(x, delta, self.joint, router.weight, router.bias)
+        chosen, weights = routing.route(logits, router.choice, router.correction)
         hidden = expert_kernels.expert_rows(
             self.experts.gate_up,
-            x,
+            normed,
             chosen,
             activation=self.activation,
             limit=self.limit,
@@ -85,13 +101,18 @@ class Sparse:
         y = expert_kernels.expert_sum(
             self.experts.down, hidden, chosen, weights, shared.down if shared else None
         )
-        return y if self.beside is None else y + self.beside(x)
+        return x, y if self.beside is None else y + self.beside(normed)
 
 
-def dense(module: MLP, dtype: mx.Dtype) -> Dense | None:  # noqa: ARG001 - any type will do
-    """Translate a dense layer."""
+def _gated(module: MLP) -> Gated | None:
     gate_up, down = join([module.gate_proj, module.up_proj]), join([module.down_proj])
-    return None if gate_up is None or down is None else Dense(gate_up=gate_up, down=down)
+    return None if gate_up is None or down is None else Gated(gate_up=gate_up, down=down)
+
+
+def dense(module: MLP, joint: Joint, dtype: mx.Dtype) -> Dense | None:  # noqa: ARG001 - any type will do
+    """Translate a dense layer."""
+    mlp = _gated(module)
+    return None if mlp is None else Dense(joint=joint, mlp=mlp)
 
 
 def _stacks(experts: Experts, dtype: mx.Dtype) -> ExpertStacks | None:
@@ -100,8 +121,7 @@ def _stacks(experts: Experts, dtype: mx.Dtype) -> ExpertStacks | None:
 
 
 def _router(module: Any, choice: Choice, dtype: mx.Dtype) -> Router | None:
-    fits = type(module) in {nn.Linear, deepseek_v3.Router} and module.weight.dtype == dtype
-    if not fits or not routing.usable(module.weight.shape[1]):
+    if type(module) not in {nn.Linear, deepseek_v3.Router} or module.weight.dtype != dtype:
         return None
     return Router(
         weight=module.weight,
@@ -111,29 +131,29 @@ def _router(module: Any, choice: Choice, dtype: mx.Dtype) -> Router | None:
     )
 
 
-def gpt_oss_mlp(module: gpt_oss.SparseMLP, dtype: mx.Dtype) -> Sparse | None:
+def gpt_oss_mlp(module: gpt_oss.SparseMLP, joint: Joint, dtype: mx.Dtype) -> Sparse | None:
     """Translate GPT-OSS's mixture."""
     router = _router(module.router, Choice(kind=routing.TOP_K_SOFTMAX, top_k=module.top_k), dtype)
     experts = _stacks(module.experts, dtype)
     if router is None or experts is None:
         return None
     kind, limit = kernel_activation(module.experts.activation) or (expert_kernels.NONE, 0.0)
-    return Sparse(router=router, experts=experts, activation=kind, limit=limit)
+    return Sparse(joint=joint, router=router, experts=experts, activation=kind, limit=limit)
 
 
-def qwen3_mlp(module: qwen3.SparseMLP, dtype: mx.Dtype) -> Sparse | None:
+def qwen3_mlp(module: qwen3.SparseMLP, joint: Joint, dtype: mx.Dtype) -> Sparse | None:
     """Translate Qwen3's mixture."""
     choice = Choice(kind=routing.SOFTMAX_TOP_K, top_k=module.top_k, normalize=module.normalize)
     router, experts = _router(module.gate, choice, dtype), _stacks(module.experts, dtype)
     if router is None or experts is None:
         return None
-    return Sparse(router=router, experts=experts, activation=expert_kernels.SWIGLU)
+    return Sparse(joint=joint, router=router, experts=experts, activation=expert_kernels.SWIGLU)
 
 
-def deepseek_v3_mlp(module: deepseek_v3.SparseMLP, dtype: mx.Dtype) -> Sparse | None:
+def deepseek_v3_mlp(module: deepseek_v3.SparseMLP, joint: Joint, dtype: mx.Dtype) -> Sparse | None:
     """Translate DeepSeek's mixture."""
     config = module.gate.config
-    experts, beside = _stacks(module.experts, dtype), dense(module.shared_experts, dtype)
+    experts, beside = _stacks(module.experts, dtype), _gated(module.shared_experts)
     if experts is None or beside is None:
         return None
     gate_up, down = beside.gate_up.stack(dtype), beside.down.stack(dtype)
@@ -152,6 +172,7 @@ def deepseek_v3_mlp(module: deepseek_v3.SparseMLP, dtype: mx.Dtype) -> Sparse | 
     if router is None:
         return None
     return Sparse(
+        joint=joint,
         router=router,
         experts=experts,
         activation=expert_kernels.SWIGLU,

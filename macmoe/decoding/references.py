@@ -62,9 +62,11 @@ def _add_norm(call: Call, outputs: list[mx.array]) -> Pairs:
     return [(total, wanted), (outputs[1], _normed(rounded, given["weight"], call.constants["EPS"]))]
 
 
-def _router_logits(call: Call, outputs: list[mx.array]) -> Pairs:
-    given = _wide(call)
-    return [(outputs[0], given["x"] @ given["weight"].T + given.get("bias", 0))]
+def _add_norm_logits(call: Call, outputs: list[mx.array]) -> Pairs:
+    """Compare the logits with products of the norm as it was written, rounded: it is compared by itself."""
+    given, normed = _wide(call), outputs[1].astype(mx.float32)
+    logits = normed @ given["router"].T + given.get("router_bias", 0)
+    return [*_add_norm(call, outputs), (outputs[2], logits)]
 
 
 def _route(call: Call, outputs: list[mx.array]) -> Pairs:
@@ -231,7 +233,7 @@ def _latent_weights(call: Call, outputs: list[mx.array]) -> Pairs:
 
 REFERENCES: dict[str, Reference] = {
     "add_norm": _add_norm,
-    "router_logits": _router_logits,
+    "add_norm_logits": _add_norm_logits,
     "route": _route,
     "expert_rows": _expert_rows,
     "expert_sum": _expert_sum,

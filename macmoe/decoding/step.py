@@ -15,7 +15,7 @@ import mlx.nn as nn
 from macmoe.decoding import attention, mlp
 from macmoe.decoding.matrices import join
 from macmoe.families import Model
-from macmoe.kernels.add_norm import add_norm, usable
+from macmoe.kernels.add_norm import Joint, add_norm, usable
 from macmoe.kernels.packed import KINDS
 from macmoe.kernels.source import Call, recorded
 from macmoe.models import deepseek_v3, gpt_oss, qwen3
@@ -41,11 +41,11 @@ FEED_FORWARD: dict[type[nn.Module], Callable[..., FeedForward | None]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """One layer translated, with its two norms; `window` as in the model's list of windows."""
+    """One layer translated; `norm` stands before attention, `window` is as in the model's list of windows."""
 
     attention: Attention
     feed_forward: FeedForward
-    norms: tuple[mx.array, mx.array]
+    norm: mx.array
     eps: float
     window: int | None
 
@@ -93,16 +93,12 @@ class DecodeStep:
         decoder = self._model.model
         x = decoder.embed_tokens(token)  # [1, dim]
         first = self.layers[0]
-        normed = mx.fast.rms_norm(x, first.norms[0], first.eps)
+        normed = mx.fast.rms_norm(x, first.norm, first.eps)
         for index, layer in enumerate(self.layers):
             delta = layer.attention(normed, buffers[index], places[str(layer.window)])
-            bias = layer.attention.output.bias
-            x, normed = add_norm(x, delta, layer.norms[1], layer.eps, bias)
-            delta = layer.feed_forward(normed)
-            following = (
-                self.layers[index + 1].norms[0] if index + 1 < len(self.layers) else decoder.norm.weight
-            )
-            x, normed = add_norm(x, delta, following, layer.eps)
+            x, delta = layer.feed_forward(x, delta)
+            following = self.layers[index + 1].norm if index + 1 < len(self.layers) else decoder.norm.weight
+            x, normed = add_norm(x, delta, Joint(norm=following, eps=layer.eps))
         if self._head is not None:
             return self._head(normed)
         return self._model.logits(normed[None]).reshape(1, -1)
@@ -135,14 +131,17 @@ def _translate(layer: Any, window: int | None, dtype: mx.Dtype) -> Layer | None:
     if attend is None or feed is None:
         return None
     attention_step = attend(layer.self_attn, dtype, window=window is not None)
-    feed_forward = feed(layer.mlp, dtype) if attention_step is not None else None
-    if attention_step is None or feed_forward is None:
+    if attention_step is None:
         return None
-    norms = (layer.input_layernorm, layer.post_attention_layernorm)
+    norm = layer.post_attention_layernorm
+    joint = Joint(norm=norm.weight, eps=norm.eps, bias=attention_step.output.bias)
+    feed_forward = feed(layer.mlp, joint, dtype)
+    if feed_forward is None:
+        return None
     return Layer(
         attention=attention_step,
         feed_forward=feed_forward,
-        norms=(norms[0].weight, norms[1].weight),
-        eps=norms[0].eps,
+        norm=layer.input_layernorm.weight,
+        eps=layer.input_layernorm.eps,
         window=window,
     )

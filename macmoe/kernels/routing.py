@@ -1,4 +1,4 @@
-"""Routers: the logits of all experts, and the choice with its weights. All in float32.
+"""Routers: the choice of experts and their weights from the logits of all, in float32.
 
 The three choices are those of macmoe.nn.routing, which are also the references: top-k then softmax (GPT-OSS),
 softmax then top-k (Qwen3), sigmoid + bias within the best groups (DeepSeek, arXiv 2412.19437, section 2.1.2).
@@ -9,11 +9,9 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from macmoe.kernels.packed import CHUNK, KINDS, LOAD
 from macmoe.kernels.source import Kernel, launch
 
 TOP_K_SOFTMAX, SOFTMAX_TOP_K, GROUPED_SIGMOID = range(3)
-SIMD_GROUPS = 8  # that share a row of the router's matrix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,34 +41,6 @@ class Choice:
         """Experts of a token, the shared one included."""
         return self.top_k + self.shared
 
-
-LOGITS = Kernel(
-    name="router_logits",
-    header=LOAD,
-    body="""
-  threadgroup float partial[SIMD_GROUPS];
-  const uint expert = threadgroup_position_in_grid.x;
-  const uint token = threadgroup_position_in_grid.y;
-  float sum = 0.0f;
-  for (uint column = thread_index_in_threadgroup * 8; column < DIM; column += SIMD_GROUPS * 256) {
-    float a[8], b[8];
-    load_floats(x + token * DIM + column, a, 8);
-    load_floats(weight + expert * DIM + column, b, 8);
-    for (int i = 0; i < 8; i++) sum = metal::fma(a[i], b[i], sum);
-  }
-  sum = simd_sum(sum);
-  if (thread_index_in_simdgroup == 0) partial[simdgroup_index_in_threadgroup] = sum;
-  threadgroup_barrier(mem_flags::mem_threadgroup);
-  if (thread_index_in_threadgroup == 0) {
-    sum = 0.0f;
-    for (int i = 0; i < SIMD_GROUPS; i++) sum += partial[i];
-#if HAS_BIAS
-    sum += float(bias[expert]);
-#endif
-    logits[token * EXPERTS + expert] = sum;
-  }
-""",
-)
 
 CHOICE = Kernel(
     name="route",
@@ -175,30 +145,6 @@ CHOICE = Kernel(
 )
 
 
-def router_logits(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> mx.array:
-    """Return x W^T (+ bias) in float32: [tokens, dim] x [experts, dim] -> [tokens, experts]."""
-    tokens, dim = x.shape
-    experts = weight.shape[0]
-    inputs = {"x": x, "weight": weight} | ({} if bias is None else {"bias": bias})
-    constants = {
-        "T": x.dtype,
-        "T_KIND": KINDS[x.dtype],
-        "DIM": dim,
-        "EXPERTS": experts,
-        "SIMD_GROUPS": SIMD_GROUPS,
-        "HAS_BIAS": bias is not None,
-    }
-    (logits,) = launch(
-        LOGITS,
-        inputs,
-        {"logits": ((tokens, experts), mx.float32)},
-        constants,
-        groups=(experts, tokens, 1),
-        threads=32 * SIMD_GROUPS,
-    )
-    return logits
-
-
 def route(logits: mx.array, choice: Choice, correction: mx.array | None = None) -> tuple[mx.array, mx.array]:
     """Return the experts [tokens, slots] (uint32) and their weights [tokens, slots] (float32).
 
@@ -230,8 +176,3 @@ def route(logits: mx.array, choice: Choice, correction: mx.array | None = None) 
         threads=32,
     )
     return chosen, weights
-
-
-def usable(dim: int) -> bool:
-    """Return whether rows of this width can be read 16 bytes at a time."""
-    return dim % CHUNK == 0

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from macmoe.kernels import experts, grouped_attention, latent_attention, routing
-from macmoe.kernels.add_norm import add_norm
+from macmoe.kernels.add_norm import Joint, add_norm, add_norm_logits
 from macmoe.kernels.packed import Packing, packing_of
 from macmoe.nn.routing import grouped_sigmoid_top_k, softmax_then_top_k, top_k_then_softmax
 
@@ -65,25 +65,20 @@ def activation(kind: int, y: mx.array, limit: float) -> mx.array:
     return (up + 1) * gate * mx.sigmoid(1.702 * gate)
 
 
-def case_add_norm(dtype: mx.Dtype, tokens: int, dim: int, *, bias: bool) -> Pairs:
-    """X + delta + bias, and its norm."""
-    x, delta, weight = (draw(*shape, dtype=dtype) for shape in ((tokens, dim), (tokens, dim), (dim,)))
-    extra = draw(dim, dtype=dtype) if bias else None
-    got = add_norm(x, delta, weight, 1e-5, extra)
+def case_add_norm(dtype: mx.Dtype, tokens: int, dim: int, *, bias: bool, count: int = 0) -> Pairs:
+    """X + delta + bias, its norm, and the logits of a router of so many experts."""
+    x, delta, norm = (draw(*shape, dtype=dtype) for shape in ((tokens, dim), (tokens, dim), (dim,)))
+    joint = Joint(norm=norm, eps=1e-5, bias=draw(dim, dtype=dtype) if bias else None)
     total = x.astype(mx.float32) + delta.astype(mx.float32)
-    total = total if extra is None else total + extra.astype(mx.float32)
+    total = total if joint.bias is None else total + joint.bias.astype(mx.float32)
     rounded = total.astype(dtype).astype(mx.float32)
-    normed = rounded * mx.rsqrt((rounded**2).mean(-1, keepdims=True) + 1e-5) * weight.astype(mx.float32)
-    return [(got[0], total), (got[1], normed)]
-
-
-def case_router_logits(dtype: mx.Dtype, tokens: int, count: int, dim: int, *, bias: bool) -> Pairs:
-    """The logits of a router."""
-    x, weight = draw(tokens, dim, dtype=dtype), draw(count, dim, dtype=dtype, scale=dim**-0.5)
-    extra = draw(count, dtype=dtype) if bias else None
-    wanted = x.astype(mx.float32) @ weight.astype(mx.float32).T
-    got = routing.router_logits(x, weight, extra)
-    return [(got, wanted if extra is None else wanted + extra.astype(mx.float32))]
+    normed = rounded * mx.rsqrt((rounded**2).mean(-1, keepdims=True) + 1e-5) * norm.astype(mx.float32)
+    if not count:
+        return list(zip(add_norm(x, delta, joint), (total, normed), strict=True))
+    router, extra = draw(count, dim, dtype=dtype, scale=dim**-0.5), draw(count, dtype=dtype)
+    got = add_norm_logits(x, delta, joint, router, extra if bias else None)
+    logits = got[1].astype(mx.float32) @ router.astype(mx.float32).T  # of the norm as it was written
+    return list(zip(got, (total, normed, logits + extra.astype(mx.float32) * bias), strict=True))
 
 
 def case_route(

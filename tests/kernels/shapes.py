@@ -16,7 +16,6 @@ from tests.kernels.cases import (
     case_latent_attention,
     case_latent_weights,
     case_route,
-    case_router_logits,
 )
 
 
@@ -40,8 +39,13 @@ def small_cases(dtype: mx.Dtype) -> dict[str, Runner]:
         "add_norm": lambda: case_add_norm(dtype, 1, 64, bias=False),
         "add_norm bias, 3 tokens, 2880": lambda: case_add_norm(dtype, 3, 2880, bias=True),
         "add_norm odd width": lambda: case_add_norm(dtype, 2, 104, bias=True),
-        "router_logits": lambda: case_router_logits(dtype, 2, 12, 96, bias=True),
-        "router_logits 33 experts, 768": lambda: case_router_logits(dtype, 1, 33, 768, bias=False),
+        "add_norm_logits": lambda: case_add_norm(dtype, 2, 96, bias=True, count=12),
+        "add_norm_logits 33 experts, 768": lambda: case_add_norm(dtype, 1, 768, bias=False, count=33),
+        "add_norm_logits 1 expert, odd width": lambda: case_add_norm(dtype, 3, 104, bias=True, count=1),
+        "add_norm_logits 2048": lambda: case_add_norm(dtype, 1, 2048, bias=False, count=7),
+        "add_norm_logits 2880": lambda: case_add_norm(dtype, 3, 2880, bias=True, count=5),
+        "add_norm_logits 4096": lambda: case_add_norm(dtype, 1, 4096, bias=False, count=3),
+        "add_norm_logits 7168": lambda: case_add_norm(dtype, 1, 7168, bias=False, count=3),
     }
     for name, packing in PACKINGS.items():
         one = ExpertShape(packing=packing, tokens=1, count=5, top_k=3, dim=64, hidden=64)
@@ -124,9 +128,10 @@ def real_cases(dtype: mx.Dtype) -> dict[str, Runner]:
     cases: dict[str, Runner] = {
         "add_norm gpt-oss": lambda: case_add_norm(dtype, 1, 2880, bias=True),
         "add_norm deepseek": lambda: case_add_norm(dtype, 1, 7168, bias=False),
-        "router gpt-oss": lambda: case_router_logits(dtype, 1, 32, 2880, bias=True),
-        "router qwen3": lambda: case_router_logits(dtype, 1, 128, 2048, bias=False),
-        "router deepseek": lambda: case_router_logits(dtype, 1, 256, 7168, bias=False),
+        "add_norm_logits gpt-oss": lambda: case_add_norm(dtype, 1, 2880, bias=True, count=32),
+        "add_norm_logits qwen3": lambda: case_add_norm(dtype, 1, 2048, bias=False, count=128),
+        "add_norm_logits qwen3 235b": lambda: case_add_norm(dtype, 1, 4096, bias=False, count=128),
+        "add_norm_logits deepseek": lambda: case_add_norm(dtype, 1, 7168, bias=False, count=256),
         "latent deepseek 2048": lambda: case_latent_attention(
             dtype,
             latent_form(128, 1536, 512, 128, 64),

@@ -16,7 +16,8 @@ BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
 # Case, text, and what a mistake makes of it.
 FAULTS = {
     "no barrier in add_norm": ("add_norm", BARRIER, ""),
-    "no barrier in router_logits": ("router_logits", BARRIER, ""),
+    "no barrier between norm and logits": ("add_norm_logits", f"{BARRIER}\n  squares", "squares"),
+    "no barrier in logits": ("add_norm_logits", f"{BARRIER}\n  if (thread_index", "if (thread_index"),
     "no barrier before experts' sum": (
         "experts mxfp4",
         f"{BARRIER}\n  const uint thread_index",
@@ -51,7 +52,13 @@ FAULTS = {
         "const device W* matrix = ",
         "const device W* matrix = ROW_WORDS(COLUMNS) + ",
     ),
-    "write behind the end": ("add_norm", "store_floats(normed + place", "store_floats(normed + place + 1"),
+    "write behind the end": ("add_norm", "store_floats(normed + row", "store_floats(normed + row + 1"),
+    "the logits of one pass": ("add_norm_logits 2880", "own[pass][i], logit", "own[0][i], logit"),
+    "another token's logits": (
+        "add_norm_logits",
+        "logits[threadgroup_position_in_grid.y * EXPERTS",
+        "logits[(1 - threadgroup_position_in_grid.y) * EXPERTS",
+    ),
     "one chunk too many": ("experts plain", "chunk < COLUMNS / 32;", "chunk <= COLUMNS / 32;"),
     "one key too many": ("attention", "sub < to;", "sub <= to;"),
     "one key too few": (
@@ -62,14 +69,14 @@ FAULTS = {
     "the wrong scale": ("experts mxfp8", "? 16384.0f : 256.0f", "? 16384.0f : 128.0f"),
     "the low nibble twice": ("experts affine4", "word >> (4 * i)", "word >> (4 * (i / 2))"),
     "a lane leaves before a sum": (
-        "router_logits",
-        "  sum = simd_sum(sum);",
-        "  if (thread_index_in_simdgroup == 7) return;\n  sum = simd_sum(sum);",
+        "add_norm_logits",
+        "  logit = simd_sum(logit);",
+        "  if (thread_index_in_simdgroup == 7) return;\n  logit = simd_sum(logit);",
     ),
     "lanes take different ways": (
-        "router_logits",
-        "sum = simd_sum(sum);",
-        "sum = thread_index_in_simdgroup < 16 ? simd_sum(sum) : simd_max(sum);",
+        "add_norm_logits",
+        "logit = simd_sum(logit);",
+        "logit = thread_index_in_simdgroup < 16 ? simd_sum(logit) : simd_max(logit);",
     ),
     "not every thread reaches the barrier": (
         "add_norm bias, 3 tokens, 2880",

@@ -7,6 +7,7 @@ import mlx.nn as nn
 import pytest
 
 from macmoe.decoding import matrices, mlp
+from macmoe.kernels.add_norm import Joint
 from macmoe.nn.mlp import MLP
 
 DIM, HIDDEN = 128, 96
@@ -37,11 +38,14 @@ def test_large_matrix_gives_the_product_of_mlx(large, mode):
 
 
 def test_large_dense_layer_gives_the_output_of_the_module(large):
-    module = MLP(DIM, HIDDEN)
+    module, norm = MLP(DIM, HIDDEN), nn.RMSNorm(DIM)
     nn.quantize(module, 32, 4)
-    x = mx.random.normal((1, DIM))
+    x, delta = mx.random.normal((2, 1, DIM))
     large()
-    assert mx.allclose(mlp.dense(module, mx.float32)(x), module(x[None])[0], atol=1e-5)
+    dense = mlp.dense(module, Joint(norm=norm.weight, eps=norm.eps), mx.float32)
+    total, y = dense(x, delta)
+    assert mx.allclose(total, x + delta)
+    assert mx.allclose(y, module(norm(x + delta)[None])[0], atol=1e-5)
 
 
 def test_a_plain_matrix_stays_with_mlx(large):

@@ -82,7 +82,12 @@ def test_self_check_accepts_right_kernels_and_refuses_wrong_ones(session_with_st
 def test_examination_finds_a_planted_error(session_with_step):
     session, step = session_with_step("tiny:qwen3")
     right = step.layers[0]
-    step.layers = (replace(right, feed_forward=lambda x: 1.001 * right.feed_forward(x)), *step.layers[1:])
+
+    def wrong(x, delta):
+        x, y = right.feed_forward(x, delta)
+        return x, 1.001 * y
+
+    step.layers = (replace(right, feed_forward=wrong), *step.layers[1:])
     assert set(examine(session.model, step).wrong) == {"function"}
 
 
@@ -121,8 +126,8 @@ def test_every_kernel_of_a_token_is_counted_and_right(session_with_step, name):
     assert all(check.right for check in checks)
     counts = {check.kernel.split()[0]: check.launches for check in checks}
     layers = len(step.layers)
-    assert counts["add_norm"] == 2 * layers
-    assert counts["expert_sum"] == counts["route"] == counts["router_logits"] <= layers
+    assert counts["add_norm"] + counts["add_norm_logits"] == 2 * layers
+    assert counts["expert_sum"] == counts["route"] == counts["add_norm_logits"] <= layers
     assert ("latent_weights" in counts) == (name == "tiny:deepseek-v3")
 
 
@@ -131,7 +136,7 @@ def test_a_kernel_that_is_wrong_alone_is_found_and_named(emulate, session_with_s
     session, step = session_with_step("tiny:gpt-oss")
     emulate(change=planted("rsqrt(squares / DIM", "rsqrt(squares / (DIM + 1)"))
     wrong = [check.kernel for check in check_kernels(step, with_past(session.model)) if not check.right]
-    assert wrong == ["add_norm [1, 128]"]
+    assert wrong == ["add_norm_logits [1, 128]", "add_norm [1, 128]"]
 
 
 @pytest.mark.usefixtures("few_launches")
@@ -142,7 +147,7 @@ def test_only_matrices_of_chosen_experts_count_as_read(session_with_step):
     down = mixture.experts.down_proj
     stored = sum(down[part].nbytes for part in ("weight", "scales") if part in down)
     assert checks["expert_sum"].matrix_bytes == stored * top_k // len(down.weight)
-    assert checks["router_logits"].matrix_bytes == mixture.router.weight.nbytes
+    assert checks["add_norm_logits"].matrix_bytes == mixture.router.weight.nbytes
     assert checks["add_norm"].bandwidth is None
 
 
