@@ -2,8 +2,9 @@
 
     python tests/bench/kernels.py [bfloat16] [float32] [float16]
 
-The types may be given to several processes, since most of the time is compilation. Prints the largest errors of each case in units of the last place of its type at the largest wanted value.
-Speed is measured by `macmoe bench` and `macmoe doctor`.
+Several processes may share the types: most of the time is compilation. Prints the largest errors of each case
+in units of the last place of its type at the largest wanted value. Speed is measured by `macmoe bench` and
+`macmoe doctor`.
 """
 
 from __future__ import annotations
