@@ -85,6 +85,9 @@ __device__ inline float max(float a, float b) { return ::fmaxf(a, b); }
 __device__ inline float min(float a, float b) { return ::fminf(a, b); }
 __device__ inline uint min(uint a, uint b) { return ::min(a, b); }
 __device__ inline float fma(float a, float b, float c) { return ::fmaf(a, b, c); }
+namespace fast {
+__device__ inline float exp(float x) { return ::__expf(x); }
+}
 namespace precise {
 __device__ inline float cos(float x) { return ::cosf(x); }
 __device__ inline float sin(float x) { return ::sinf(x); }

@@ -15,7 +15,9 @@ from macmoe.kernels import rows
 from macmoe.kernels.source import Kernel, launch
 
 SIMD_GROUPS = 8
+COMBINE_THREADS = 256  # of the threadgroup that joins the parts of a head
 TARGET_GROUPS = 256  # threadgroups that fill a GPU
+LEAST_ROWS = 64  # of the cache, for which one more threadgroup pays
 AHEAD = 2  # keys and values of a lane that are on their way together
 AT_ONCE = 4  # query heads of one SIMD group: what fits into registers
 
@@ -40,10 +42,9 @@ class Heads:
     eps: float = 0.0
     window: bool = False
 
-    @property
-    def parts(self) -> int:
-        """How many threadgroups share the cache of one key/value head."""
-        return 1 if self.window else max(1, TARGET_GROUPS // self.kv_heads)
+    def parts(self, capacity: int) -> int:
+        """Return how many threadgroups share a cache of `capacity` rows of one key/value head."""
+        return 1 if self.window else max(1, min(TARGET_GROUPS // self.kv_heads, capacity // LEAST_ROWS))
 
     @property
     def at_once(self) -> int:
@@ -59,10 +60,14 @@ def usable(heads: Heads) -> bool:
     return heads.head_dim % 8 == 0 and lanes in {1, 2, 4, 8, 16, 32} and SIMD_GROUPS % sets == 0
 
 
+LIMITS = """
+#define LOWEST -3.0e38f  // below every score; unlike infinity it may be taken from itself
+"""
+
 STEP = Kernel(
     name="grouped_attention",
     writes=rows.written("keys", "values"),
-    header=rows.ROWS,
+    header=LIMITS + rows.ROWS,
     body="""
   threadgroup float heads[(TOGETHER + 2) * HEAD_DIM];  // queries, the new key, the new value
   threadgroup float sums[SIMD_GROUPS * AT_ONCE * HEAD_DIM];
@@ -141,7 +146,7 @@ STEP = Kernel(
   const uint column = (lane % LANES) * 8;   // which 8 values of it
   float query[AT_ONCE][8], sum[AT_ONCE][8], top[AT_ONCE], norm[AT_ONCE];
   for (int j = 0; j < AT_ONCE; j++) {
-    top[j] = -INFINITY;
+    top[j] = LOWEST;
     norm[j] = 0.0f;
     for (int i = 0; i < 8; i++) {
       query[j][i] = heads[(head_set * AT_ONCE + j) * HEAD_DIM + column + i] * SCALE;
@@ -168,25 +173,30 @@ STEP = Kernel(
   const uint to = begin + metal::min((part + 1) * share, old);
   for (uint first = from + stripe * TOKENS * AHEAD; first < to; first += STRIPES * TOKENS * AHEAD) {
     float key[AHEAD][8], value[AHEAD][8];
+    bool seen[AHEAD];
     for (int n = 0; n < AHEAD; n++) {  // all loads first
+      seen[n] = first + n * TOKENS + sub < to;
       const uint row = metal::min(first + n * TOKENS + sub, to - 1);
       load_row(key_rows, row * HEAD_DIM + column, key[n]);
       load_row(value_rows, row * HEAD_DIM + column, value[n]);
     }
-    for (int n = 0; n < AHEAD; n++) {
-      const bool seen = first + n * TOKENS + sub < to;
-      for (int j = 0; j < AT_ONCE; j++) {
-        float score = 0.0f;
-        for (int i = 0; i < 8; i++) score = metal::fma(query[j][i], key[n][i], score);
-        for (uint mask = 1; mask < LANES; mask <<= 1) score += simd_shuffle_xor(score, mask);
-        if (seen) {
-          const float higher = metal::max(top[j], score);
-          const float shrink = metal::exp(top[j] - higher);
-          const float weight = metal::exp(score - higher);
-          top[j] = higher;
-          norm[j] = norm[j] * shrink + weight;
-          for (int i = 0; i < 8; i++) sum[j][i] = metal::fma(weight, value[n][i], sum[j][i] * shrink);
-        }
+    for (int j = 0; j < AT_ONCE; j++) {
+      float score[AHEAD];
+      float higher = top[j];
+      for (int n = 0; n < AHEAD; n++) {
+        score[n] = 0.0f;
+        for (int i = 0; i < 8; i++) score[n] = metal::fma(query[j][i], key[n][i], score[n]);
+        for (uint mask = 1; mask < LANES; mask <<= 1) score[n] += simd_shuffle_xor(score[n], mask);
+        if (seen[n]) higher = metal::max(higher, score[n]);
+      }
+      const float shrink = metal::fast::exp(top[j] - higher);  // once for all keys that came together
+      top[j] = higher;
+      norm[j] *= shrink;
+      for (int i = 0; i < 8; i++) sum[j][i] *= shrink;
+      for (int n = 0; n < AHEAD; n++) {
+        const float weight = seen[n] ? metal::fast::exp(score[n] - higher) : 0.0f;
+        norm[j] += weight;
+        for (int i = 0; i < 8; i++) sum[j][i] = metal::fma(weight, value[n][i], sum[j][i]);
       }
     }
   }
@@ -196,7 +206,7 @@ STEP = Kernel(
     for (uint mask = LANES; mask < 32; mask <<= 1) {
       highest = metal::max(highest, simd_shuffle_xor(highest, mask));
     }
-    const float shrink = top[j] == -INFINITY ? 0.0f : metal::exp(top[j] - highest);
+    const float shrink = metal::exp(top[j] - highest);
     float all = norm[j] * shrink;
     for (uint mask = LANES; mask < 32; mask <<= 1) all += simd_shuffle_xor(all, mask);
     const uint slot = simd * AT_ONCE + j;
@@ -215,7 +225,7 @@ STEP = Kernel(
   for (uint index = thread_index; index < TOGETHER * HEAD_DIM; index += SIMD_GROUPS * 32) {
     const uint h = index / HEAD_DIM;
     const uint i = index % HEAD_DIM;
-    float highest = -INFINITY;
+    float highest = LOWEST;
     for (uint s = 0; s < STRIPES; s++) {
       highest = metal::max(highest, tops[(s * HEAD_SETS + h / AT_ONCE) * AT_ONCE + h % AT_ONCE]);
     }
@@ -228,7 +238,7 @@ STEP = Kernel(
     float total = 0.0f;
     for (uint s = 0; s < STRIPES; s++) {
       const uint slot = (s * HEAD_SETS + h / AT_ONCE) * AT_ONCE + h % AT_ONCE;
-      const float shrink = tops[slot] == -INFINITY ? 0.0f : metal::exp(tops[slot] - highest);
+      const float shrink = metal::exp(tops[slot] - highest);
       all += norms[slot] * shrink;
       total += sums[slot * HEAD_DIM + i] * shrink;
     }
@@ -248,29 +258,46 @@ STEP = Kernel(
 
 COMBINE = Kernel(
     name="combine_parts",
+    header=LIMITS,
     body="""
+  threadgroup float weights[PARTS];
+  threadgroup float sums[SETS * WIDTH];
+  const uint lane = thread_index_in_simdgroup;
   const uint head = threadgroup_position_in_grid.x;
 #if HAS_SINKS
   const float sink = float(sinks[head % HEADS]);
 #else
-  const float sink = -INFINITY;
+  const float sink = LOWEST;
 #endif
   float highest = sink;
-  for (uint part = 0; part < PARTS; part++) {
+  for (uint part = lane; part < PARTS; part += 32) {
     highest = metal::max(highest, bounds[(head * PARTS + part) * 2]);
   }
-  float all = metal::exp(sink - highest);
-  for (uint part = 0; part < PARTS; part++) {
+  highest = simd_max(highest);
+  float all = 0.0f;
+  for (uint part = lane; part < PARTS; part += 32) {
     const uint slot = head * PARTS + part;
-    all += bounds[slot * 2 + 1] * metal::exp(bounds[slot * 2] - highest);
+    const float weight = metal::exp(bounds[slot * 2] - highest);
+    all += bounds[slot * 2 + 1] * weight;
+    if (simdgroup_index_in_threadgroup == 0) weights[part] = weight;
   }
-  for (uint i = thread_index_in_threadgroup; i < WIDTH; i += THREADS) {
+  all = simd_sum(all) + (HAS_SINKS ? metal::exp(sink - highest) : 0.0f);
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  // Sets of threads share the parts, and each of their threads has a column.
+  const uint column = thread_index_in_threadgroup % WIDTH;
+  const uint set = thread_index_in_threadgroup / WIDTH;
+  if (set < SETS) {
     float total = 0.0f;
-    for (uint part = 0; part < PARTS; part++) {
-      const uint slot = head * PARTS + part;
-      total += partial[slot * WIDTH + i] * metal::exp(bounds[slot * 2] - highest);
+    for (uint part = set; part < PARTS; part += SETS) {
+      total = metal::fma(partial[(head * PARTS + part) * WIDTH + column], weights[part], total);
     }
-    y[head * WIDTH + i] = T(total / all);
+    sums[set * WIDTH + column] = total;
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  if (set == 0) {
+    float total = 0.0f;
+    for (uint s = 0; s < SETS; s++) total += sums[s * WIDTH + column];
+    y[head * WIDTH + column] = T(total / all);
   }
 """,
 )
@@ -289,13 +316,13 @@ def combine(partial: mx.array, bounds: mx.array, dtype: mx.Dtype, sinks: mx.arra
         [rows, width].
     """
     rows, parts, width = partial.shape
-    threads = min(256, -(-width // 32) * 32)
+    threads = max(COMBINE_THREADS, -(-width // 32) * 32)
     inputs = {"partial": partial, "bounds": bounds} | ({} if sinks is None else {"sinks": sinks})
     constants = {
         "T": dtype,
         "PARTS": parts,
         "WIDTH": width,
-        "THREADS": threads,
+        "SETS": threads // width,
         "HAS_SINKS": sinks is not None,
         "HEADS": rows if sinks is None else sinks.size,
     }
@@ -347,13 +374,15 @@ def attend(
         [1, heads * head_dim].
     """
     together = heads.heads // heads.kv_heads
+    capacity = keys[0].shape[2]
+    parts = heads.parts(capacity)
     lanes = heads.head_dim // 8
     sets = together // heads.at_once
     optional = {
         "bias": weights.bias,
         "q_norm": weights.q_norm,
         "k_norm": weights.k_norm,
-        "sinks": weights.sinks if heads.parts == 1 else None,
+        "sinks": weights.sinks if parts == 1 else None,
     }
     inputs = {
         "qkv": qkv,
@@ -370,8 +399,8 @@ def attend(
         "KV_HEADS": heads.kv_heads,
         "HEAD_DIM": heads.head_dim,
         "TOGETHER": together,
-        "CAPACITY": keys[0].shape[2],
-        "PARTS": heads.parts,
+        "CAPACITY": capacity,
+        "PARTS": parts,
         "SIMD_GROUPS": SIMD_GROUPS,
         "AT_ONCE": heads.at_once,
         "AHEAD": AHEAD,
@@ -386,13 +415,13 @@ def attend(
         "HAS_NORM": weights.q_norm is not None,
         "HAS_SINKS": weights.sinks is not None,
     }
-    groups, threads = (heads.kv_heads, heads.parts, 1), SIMD_GROUPS * 32
-    if heads.parts == 1:
+    groups, threads = (heads.kv_heads, parts, 1), SIMD_GROUPS * 32
+    if parts == 1:
         shape = (1, heads.heads * heads.head_dim)
         return launch(STEP, inputs, {"y": (shape, qkv.dtype)}, constants, groups=groups, threads=threads)[0]
     outputs = {
-        "partial": ((heads.heads, heads.parts, heads.head_dim), mx.float32),
-        "bounds": ((heads.heads, heads.parts, 2), mx.float32),
+        "partial": ((heads.heads, parts, heads.head_dim), mx.float32),
+        "bounds": ((heads.heads, parts, 2), mx.float32),
     }
     partial, bounds = launch(STEP, inputs, outputs, constants, groups=groups, threads=threads)
     return combine(partial, bounds, qkv.dtype, weights.sinks).reshape(1, -1)

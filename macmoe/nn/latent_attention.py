@@ -11,6 +11,7 @@ key/value head. Checked against DeepSeek-V3 inference/model.py and transformers'
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -30,11 +31,13 @@ LATENT_NORM_EPS = 1e-6
 
 
 BLOCK = 512  # keys whose scores are held at once
+SCORE_BYTES = 2 + 4 + 2  # of a score and its weight, while a softmax is computed
+SCORES = 2**28  # bytes of all scores of a sequence from which on keys come in blocks
 
 
 def block_bytes(heads: int) -> int:
     """Return the bytes of one token's scores and weights for a block of keys."""
-    return heads * BLOCK * (2 + 4 + 2)
+    return heads * BLOCK * SCORE_BYTES
 
 
 @partial(mx.compile, shapeless=True)
@@ -180,14 +183,26 @@ class LatentAttention(nn.Module):
         return running.result(queries.dtype)
 
     def absorbed(self, q_nope: mx.array, q_rope: mx.array, latents: mx.array, mask: Mask) -> mx.array:
-        """Attend to the latents themselves: [batch, heads, length, value_dim]."""
+        """Attend to the latents themselves: [batch, heads, length, value_dim].
+
+        All heads see the same keys: those of all tokens are the rows of one matrix, and no key is repeated.
+        """
         queries = mx.concatenate([self.k_up_proj.transposed(q_nope), q_rope], axis=-1)
-        values = latents[..., : self.latent]
-        if queries.shape[2] > 1:
-            return self.v_up_proj(attend(queries, latents, values, scale=self.scale, mask=mask))
-        # The heads of one token see the same keys: they are the rows of one matrix, and no key is repeated.
-        mixed = attend(queries.swapaxes(1, 2), latents, values, scale=self.scale, mask=mask)
-        return self.v_up_proj(mixed.swapaxes(1, 2))
+        batch, heads, length, width = queries.shape
+        rows = queries.swapaxes(1, 2).reshape(batch, 1, length * heads, width)
+        keys = latents.shape[2]
+        visible = _visible(mask, 0, keys, length, keys)
+        if visible is not None and length > 1:
+            visible = mx.repeat(visible, heads, axis=-2)
+        mixed = attend(rows, latents, latents[..., : self.latent], scale=self.scale, mask=visible)
+        return self.v_up_proj(mixed.reshape(batch, length, heads, -1).swapaxes(1, 2))
+
+    def _cheaper(self, positions: Positions, keys: int) -> Callable[..., mx.array]:
+        """Return the form to compute with."""
+        scores = self.heads * positions.length * keys * SCORE_BYTES
+        if positions.offset and positions.length < self.absorb_below and scores <= SCORES:
+            return self.absorbed
+        return self.naive if keys <= BLOCK else self.naive_in_blocks
 
     def __call__(
         self,
@@ -201,8 +216,5 @@ class LatentAttention(nn.Module):
         latents = self._latents(x, positions)
         if cache is not None:
             (latents,) = cache.update(latents)
-        if positions.offset and positions.length < self.absorb_below:
-            form = self.absorbed
-        else:
-            form = self.naive if latents.shape[2] <= BLOCK else self.naive_in_blocks
+        form = self._cheaper(positions, latents.shape[2])
         return self.o_proj(merge_heads(form(q_nope, q_rope, latents, mask)))

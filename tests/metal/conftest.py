@@ -14,6 +14,7 @@ from tests.metal import emulator
 def few_parts(monkeypatch):
     """Cut caches into few parts: a GPU needs many to be busy, a test needs more than one."""
     monkeypatch.setattr(grouped_attention, "TARGET_GROUPS", 6)
+    monkeypatch.setattr(grouped_attention, "LEAST_ROWS", 1)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from macmoe.errors import UsageError
+from macmoe.nn import latent_attention
 from macmoe.nn.cache import SlidingCache
 from tests.parity.bench import (
     PATH_GATE,
@@ -135,6 +136,15 @@ def test_naive_and_absorbed_latent_attention_agree(bench: Bench, monkeypatch: py
         found[form] = in_chunks(model, ids, [1, 99])
     gap = difference(found["naive"], found["absorbed"])
     assert 0 < gap <= PATH_GATE  # not 0: the two forms really ran
+
+
+def test_a_piece_with_too_many_scores_goes_block_by_block(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    ids, model = random_ids("deepseek", 700), bench.model("deepseek")
+    found = []
+    for most in (latent_attention.SCORES, 0):
+        monkeypatch.setattr(latent_attention, "SCORES", most)
+        found.append(in_chunks(model, ids, [650, 9, 1, 40]))
+    assert 0 < difference(*found) <= PATH_GATE  # not 0: the two ways really ran
 
 
 def _assert_continues(model: Any, cache: Any, before: Ids, after: Ids) -> None:
