@@ -7,7 +7,7 @@ import pytest
 from mlx.utils import tree_unflatten
 from mlx_lm.models.cache import make_prompt_cache
 
-from macmoe.bench.counting import launches, peer_kernels, plain_kernels, step_kernels
+from macmoe.bench.counting import launches, operations, peer_kernels, plain_kernels, step_kernels
 from macmoe.bench.peer import peer_model
 from macmoe.bench.sides import random_states
 from macmoe.bench.weights import CORRECTION, empty_model, shortened
@@ -28,10 +28,10 @@ PUBLISHED = {
 LAYERS = 2
 
 
-def published(name):
+def published(name, layers=LAYERS):
     """Return a model of a published shape whose weights take no memory, and its configuration."""
     changes, _ = PUBLISHED[name]
-    config = shortened(load_json(CONFIGS / f"{name.split(',')[0]}.json") | changes, LAYERS)
+    config = shortened(load_json(CONFIGS / f"{name.split(',')[0]}.json") | changes, layers)
     model = empty_model(config)
     weights = [
         (
@@ -91,6 +91,20 @@ def test_a_layer_costs_few_kernels_at_published_shapes(name, bits, cuda, monkeyp
     assert step is not None
     kernels = step_kernels(model, step, filled_cache(model, bits=bits), COUNTED)
     assert kernels.layer <= PUBLISHED[name][1]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_views_of_weights_are_made_once_and_not_per_token(name, monkeypatch):
+    record_launches(monkeypatch)
+    monkeypatch.setattr(matrices, "mlx_is_slow", lambda: True)
+    monkeypatch.setattr(matrices, "LARGE", 0)
+    found = []
+    for layers in (1, 2):
+        model, _ = published(name, layers)
+        step = DecodeStep.of(model)
+        assert step is not None
+        found.append(operations(step(mx.array([0], dtype=mx.uint32), filled_cache(model)))["ExpandDims"])
+    assert found[1] - found[0] <= 1  # latent attention's, of activations
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

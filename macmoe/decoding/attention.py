@@ -58,7 +58,7 @@ class Latent:
 
 def grouped(
     module: gpt_oss.Attention | qwen3.Attention,
-    dtype: mx.Dtype,  # noqa: ARG001 - any type will do
+    dtype: mx.Dtype,
     *,
     window: bool,
 ) -> Grouped | None:
@@ -78,7 +78,7 @@ def grouped(
     )
     if not grouped_attention.usable(heads):
         return None
-    qkv, output = join(projections), join([module.o_proj])
+    qkv, output = join(projections, dtype), join([module.o_proj], dtype)
     if qkv is None or output is None:
         return None
     weights = grouped_attention.Weights(
@@ -109,8 +109,8 @@ def latent(module: LatentAttention, dtype: mx.Dtype, *, window: bool) -> Latent 
     up = module.k_up_proj.stack(dtype) if plain else None
     if up is None or not latent_attention.usable(form):
         return None
-    compress = join([module.q_a_proj, module.kv_a_proj_with_mqa])
-    expand, output = join([module.q_b_proj]), join([module.o_proj])
+    compress = join([module.q_a_proj, module.kv_a_proj_with_mqa], dtype)
+    expand, output = join([module.q_b_proj], dtype), join([module.o_proj], dtype)
     if compress is None or expand is None or output is None:
         return None
     return Latent(

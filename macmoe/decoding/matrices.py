@@ -12,8 +12,9 @@ from macmoe.kernels.experts import NONE, Stack, expert_rows
 from macmoe.kernels.packed import Packing, packing_of
 
 PARTS = ("weight", "scales", "biases")  # of a matrix, row by row
-# Bytes of a packed matrix from which on the experts' kernel reads it faster than MLX's CUDA kernel does.
-LARGE = 2**20
+# Bytes of a packed matrix from which on the experts' kernel pays instead of MLX's on CUDA: with less, what
+# the GPU gains is lost on the host, which hands over one of MLX's own kernels faster.
+LARGE = 6 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,7 @@ class Matrix:
         group_size: Of a packed one.
         mode: Of a packed one.
         bias: Added to the product by whoever uses it next.
+        single: The matrix as a stack of one, None if the experts' kernel cannot read it.
     """
 
     arrays: Mapping[str, mx.array]
@@ -33,12 +35,13 @@ class Matrix:
     group_size: int = 0
     mode: str = ""
     bias: mx.array | None = None
+    single: Stack | None = None
 
     def __call__(self, x: mx.array) -> mx.array:
         """Return x W^T, without the bias."""
         if not self.bits:
             return x @ self.arrays["weight"].T
-        large = self.large(x.dtype)
+        large = self.large()
         if large is not None:
             return alone(large, x)
         return mx.quantized_matmul(
@@ -51,18 +54,11 @@ class Matrix:
             mode=self.mode,
         )
 
-    def large(self, dtype: mx.Dtype) -> Stack | None:
+    def large(self) -> Stack | None:
         """Return the matrix for `alone` where that is faster."""
         if self.arrays["weight"].nbytes < LARGE or not mlx_is_slow():
             return None
-        return self.stack(dtype)
-
-    def stack(self, dtype: mx.Dtype) -> Stack | None:
-        """Return the matrix as a stack of one; see `Stack.fitting`."""
-        packing = packing_of(self.mode, self.bits, self.group_size) if self.bits else Packing()
-        if packing is None:
-            return None
-        return Stack.fitting(packing, {part: array[None] for part, array in self.arrays.items()}, dtype)
+        return self.single
 
 
 def mlx_is_slow() -> bool:
@@ -90,10 +86,14 @@ def _only() -> mx.array:
     return only
 
 
-def join(matrices: Sequence[nn.Module]) -> Matrix | None:
+def join(matrices: Sequence[nn.Module], dtype: mx.Dtype) -> Matrix | None:
     """Return matrices with the same input as one, None if they differ in form or are more than matrices.
 
     The joined arrays take the place of the single ones, which become views of them: nothing is held twice.
+
+    Args:
+        matrices: Whose outputs stand side by side.
+        dtype: Of their input.
     """
     forms = {_form(matrix) for matrix in matrices}
     form = forms.pop()
@@ -109,7 +109,22 @@ def join(matrices: Sequence[nn.Module]) -> Matrix | None:
     if bias is not None:
         mx.eval(bias)  # not once per token, in the compiled step
     _, bits, group_size, mode, _ = form
-    return Matrix(arrays=arrays, bits=bits, group_size=group_size, mode=mode, bias=bias)
+    packing = packing_of(mode, bits, group_size) if bits else Packing()
+    return Matrix(
+        arrays=arrays,
+        bits=bits,
+        group_size=group_size,
+        mode=mode,
+        bias=bias,
+        single=None if packing is None else _single(packing, arrays, dtype),
+    )
+
+
+def _single(packing: Packing, arrays: Mapping[str, mx.array], dtype: mx.Dtype) -> Stack | None:
+    """Return a matrix as a stack of one, made now: as part of the step it would be a view per token."""
+    stacked = {part: array[None] for part, array in arrays.items()}
+    mx.eval(stacked)
+    return Stack.fitting(packing, stacked, dtype)
 
 
 def _form(matrix: nn.Module) -> tuple[bool, int, int, str, mx.Dtype] | None:

@@ -30,7 +30,7 @@ class Gated:
 
     def __call__(self, x: mx.array) -> mx.array:
         """Map the normed stream [1, dim] to what is added to it."""
-        large = self.gate_up.large(x.dtype)
+        large = self.gate_up.large()
         if large is not None:
             return self.down(alone(large, x, expert_kernels.SWIGLU))
         gate, up = mx.split(self.gate_up(x), 2, axis=-1)
@@ -104,14 +104,15 @@ class Sparse:
         return x, y if self.beside is None else y + self.beside(normed)
 
 
-def _gated(module: MLP) -> Gated | None:
-    gate_up, down = join([module.gate_proj, module.up_proj]), join([module.down_proj])
+def _gated(module: MLP, dtype: mx.Dtype) -> Gated | None:
+    gate_up = join([module.gate_proj, module.up_proj], dtype)
+    down = join([module.down_proj], dtype)
     return None if gate_up is None or down is None else Gated(gate_up=gate_up, down=down)
 
 
-def dense(module: MLP, joint: Joint, dtype: mx.Dtype) -> Dense | None:  # noqa: ARG001 - any type will do
+def dense(module: MLP, joint: Joint, dtype: mx.Dtype) -> Dense | None:
     """Translate a dense layer."""
-    mlp = _gated(module)
+    mlp = _gated(module, dtype)
     return None if mlp is None else Dense(joint=joint, mlp=mlp)
 
 
@@ -153,10 +154,10 @@ def qwen3_mlp(module: qwen3.SparseMLP, joint: Joint, dtype: mx.Dtype) -> Sparse 
 def deepseek_v3_mlp(module: deepseek_v3.SparseMLP, joint: Joint, dtype: mx.Dtype) -> Sparse | None:
     """Translate DeepSeek's mixture."""
     config = module.gate.config
-    experts, beside = _stacks(module.experts, dtype), _gated(module.shared_experts)
+    experts, beside = _stacks(module.experts, dtype), _gated(module.shared_experts, dtype)
     if experts is None or beside is None:
         return None
-    gate_up, down = beside.gate_up.stack(dtype), beside.down.stack(dtype)
+    gate_up, down = beside.gate_up.single, beside.down.single
     shared = None if gate_up is None or down is None else ExpertStacks(gate_up=gate_up, down=down)
     joins = shared is not None and experts.same_form(shared)
     choice = Choice(

@@ -60,7 +60,7 @@ class DecodeStep:
 
     def __init__(self, model: Model, layers: Sequence[Layer]) -> None:
         self._model = model
-        self._head = join([model.lm_head]) if "lm_head" in model else None
+        self._head = join([model.lm_head], model.model.norm.weight.dtype) if "lm_head" in model else None
         self.layers = tuple(layers)
         self.run = mx.compile(self.trace)
 
