@@ -146,14 +146,13 @@ def _expert_sum(call: Call, outputs: list[mx.array]) -> Pairs:
 
 def _joined(partial: mx.array, bounds: mx.array, sinks: mx.array | None) -> mx.array:
     """Join the parts of an attention; see `grouped_attention.combine`."""
-    tops, norms = bounds[..., 0], bounds[..., 1]  # [rows, parts]
+    tops, norms = bounds[..., 0], bounds[..., 1]  # [heads, parts]
     if sinks is not None:
-        rows = len(tops) // sinks.size
-        tops = mx.concatenate([tops, mx.tile(sinks, rows)[:, None]], axis=1)
+        tops = mx.concatenate([tops, sinks[:, None]], axis=1)
         norms = mx.concatenate([norms, mx.ones((len(tops), 1))], axis=1)
     shares = mx.exp(tops - tops.max(axis=1, keepdims=True))
     total = (partial * shares[:, : partial.shape[1], None]).sum(axis=1)
-    return total / (norms * shares).sum(axis=1, keepdims=True)
+    return (total / (norms * shares).sum(axis=1, keepdims=True)).reshape(1, -1)
 
 
 def _combine_parts(call: Call, outputs: list[mx.array]) -> Pairs:

@@ -265,7 +265,7 @@ COMBINE = Kernel(
   const uint lane = thread_index_in_simdgroup;
   const uint head = threadgroup_position_in_grid.x;
 #if HAS_SINKS
-  const float sink = float(sinks[head % HEADS]);
+  const float sink = float(sinks[head]);
 #else
   const float sink = LOWEST;
 #endif
@@ -307,15 +307,15 @@ def combine(partial: mx.array, bounds: mx.array, dtype: mx.Dtype, sinks: mx.arra
     """Join the parts of an attention.
 
     Args:
-        partial: [rows, parts, width], float32: sums of weighted values, not normalized.
-        bounds: [rows, parts, 2], float32: the highest score of a part, and the sum of its weights.
+        partial: [heads, parts, width], float32: sums of weighted values, not normalized.
+        bounds: [heads, parts, 2], float32: the highest score of a part, and the sum of its weights.
         dtype: Of the result.
-        sinks: One more logit per head [heads]; row r belongs to head r % heads.
+        sinks: One more logit per head [heads].
 
     Returns:
-        [rows, width].
+        [1, heads * width].
     """
-    rows, parts, width = partial.shape
+    heads, parts, width = partial.shape
     threads = max(COMBINE_THREADS, -(-width // 32) * 32)
     inputs = {"partial": partial, "bounds": bounds} | ({} if sinks is None else {"sinks": sinks})
     constants = {
@@ -324,12 +324,9 @@ def combine(partial: mx.array, bounds: mx.array, dtype: mx.Dtype, sinks: mx.arra
         "WIDTH": width,
         "SETS": threads // width,
         "HAS_SINKS": sinks is not None,
-        "HEADS": rows if sinks is None else sinks.size,
     }
-    (y,) = launch(
-        COMBINE, inputs, {"y": ((rows, width), dtype)}, constants, groups=(rows, 1, 1), threads=threads
-    )
-    return y
+    outputs = {"y": ((1, heads * width), dtype)}
+    return launch(COMBINE, inputs, outputs, constants, groups=(heads, 1, 1), threads=threads)[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -424,4 +421,4 @@ def attend(
         "bounds": ((heads.heads, parts, 2), mx.float32),
     }
     partial, bounds = launch(STEP, inputs, outputs, constants, groups=groups, threads=threads)
-    return combine(partial, bounds, qkv.dtype, weights.sinks).reshape(1, -1)
+    return combine(partial, bounds, qkv.dtype, weights.sinks)
