@@ -103,8 +103,9 @@ def test_views_of_weights_are_made_once_and_not_per_token(name, monkeypatch):
         model, _ = published(name, layers)
         step = DecodeStep.of(model)
         assert step is not None
-        found.append(operations(step(mx.array([0], dtype=mx.uint32), filled_cache(model)))["ExpandDims"])
-    assert found[1] - found[0] <= 1  # latent attention's, of activations
+        made = operations(step(mx.array([0], dtype=mx.uint32), filled_cache(model)))
+        found.append(made["ExpandDims"] + made["Transpose"])
+    assert found[1] - found[0] <= 2  # latent attention's, of activations
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -27,6 +27,7 @@ class Matrix:
         group_size: Of a packed one.
         mode: Of a packed one.
         bias: Added to the product by whoever uses it next.
+        transposed: A plain one [in, out].
         single: The matrix as a stack of one, None if the experts' kernel cannot read it.
     """
 
@@ -35,12 +36,13 @@ class Matrix:
     group_size: int = 0
     mode: str = ""
     bias: mx.array | None = None
+    transposed: mx.array | None = None
     single: Stack | None = None
 
     def __call__(self, x: mx.array) -> mx.array:
         """Return x W^T, without the bias."""
-        if not self.bits:
-            return x @ self.arrays["weight"].T
+        if self.transposed is not None:
+            return x @ self.transposed
         large = self.large()
         if large is not None:
             return alone(large, x)
@@ -110,21 +112,19 @@ def join(matrices: Sequence[nn.Module], dtype: mx.Dtype) -> Matrix | None:
         mx.eval(bias)  # not once per token, in the compiled step
     _, bits, group_size, mode, _ = form
     packing = packing_of(mode, bits, group_size) if bits else Packing()
+    # Views are made now: as a part of the step they would be made for every token.
+    transposed = None if bits else arrays["weight"].T
+    stacked = {part: array[None] for part, array in arrays.items()}
+    mx.eval(transposed, stacked)
     return Matrix(
         arrays=arrays,
         bits=bits,
         group_size=group_size,
         mode=mode,
         bias=bias,
-        single=None if packing is None else _single(packing, arrays, dtype),
+        transposed=transposed,
+        single=None if packing is None else Stack.fitting(packing, stacked, dtype),
     )
-
-
-def _single(packing: Packing, arrays: Mapping[str, mx.array], dtype: mx.Dtype) -> Stack | None:
-    """Return a matrix as a stack of one, made now: as part of the step it would be a view per token."""
-    stacked = {part: array[None] for part, array in arrays.items()}
-    mx.eval(stacked)
-    return Stack.fitting(packing, stacked, dtype)
 
 
 def _form(matrix: nn.Module) -> tuple[bool, int, int, str, mx.Dtype] | None:
