@@ -18,7 +18,7 @@ import mlx.nn as nn
 from mlx.utils import tree_map
 
 from macmoe.decoding.launches import Judged
-from macmoe.decoding.step import DecodeStep, Layer
+from macmoe.decoding.step import DecodeStep, Layer, places_in
 from macmoe.families import Model
 from macmoe.nn.cache import ModelCache
 from macmoe.nn.moe import Experts
@@ -199,7 +199,7 @@ def _attend_with_kernels(layer: Layer, tokens: list[mx.array], cache: LayerCache
     bias = layer.attention.output.bias
     for place, x in enumerate(tokens, PAST):
         room = cache.open(1)
-        places = mx.array([place, room.row, room.first], dtype=mx.int32)
+        places = places_in(room, place, (0,))
         run.take(partial(layer.attention, x, room.buffers, places))
         cache.advance(1)
     if bias is not None:  # which the step adds with the residual stream
