@@ -1,4 +1,4 @@
-"""Grouped-query attention of one new token per sequence: bias, QK norm, RoPE, cache and attention in one launch.
+"""Grouped-query attention of one new token per sequence: bias, QK norm, RoPE, cache and scores in one launch.
 
 A threadgroup serves all query heads of one key/value head over one part of a sequence's cache, so keys and
 values are read once; `combine` joins the parts. The softmax runs along (arXiv 1805.02867), a sink is one more
