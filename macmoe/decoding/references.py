@@ -145,7 +145,7 @@ def _expert_sum(call: Call, outputs: list[mx.array]) -> Pairs:
 
 
 def _joined(partial: mx.array, bounds: mx.array, sinks: mx.array | None) -> mx.array:
-    """Join the parts of an attention; see `grouped_attention.combine`."""
+    """Join the parts of an attention; see `parts.combine`."""
     tops, norms = bounds[..., 0], bounds[..., 1]  # [sequences, heads, parts]
     if sinks is not None:
         one_more = mx.broadcast_to(sinks[:, None], (*tops.shape[:2], 1))

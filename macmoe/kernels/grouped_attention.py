@@ -1,9 +1,9 @@
 """Grouped-query attention of one new token per sequence: bias, QK norm, RoPE, cache and scores in one launch.
 
 A threadgroup serves all query heads of one key/value head over one part of a sequence's cache, so keys and
-values are read once; `combine` joins the parts. The softmax runs along (arXiv 1805.02867), a sink is one more
-logit in its sum (arXiv 2508.10925). A key is read by `LANES` neighboring lanes, 8 values each, so a SIMD
-group works on several keys.
+values are read once; macmoe.kernels.parts joins the parts. The softmax runs along (arXiv 1805.02867), a sink
+is one more logit in its sum (arXiv 2508.10925). A key is read by `LANES` neighboring lanes, 8 values each, so
+a SIMD group works on several keys.
 """
 
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from macmoe.kernels import rows
+from macmoe.kernels.parts import LIMITS, combine
 from macmoe.kernels.source import Kernel, launch
 
 SIMD_GROUPS = 8
-COMBINE_THREADS = 256  # of the threadgroup that joins the parts of a head
 TARGET_GROUPS = 256  # threadgroups that fill a GPU
 LEAST_ROWS = 64  # of the cache, for which one more threadgroup pays
 AHEAD = 2  # keys and values of a lane that are on their way together
@@ -60,10 +60,6 @@ def usable(heads: Heads) -> bool:
     sets = heads.heads // heads.kv_heads // heads.at_once
     return heads.head_dim % 8 == 0 and lanes in {1, 2, 4, 8, 16, 32} and SIMD_GROUPS % sets == 0
 
-
-LIMITS = """
-#define LOWEST -3.0e38f  // below every score; unlike infinity it may be taken from itself
-"""
 
 STEP = Kernel(
     name="grouped_attention",
@@ -259,80 +255,6 @@ STEP = Kernel(
   }
 """,
 )
-
-COMBINE = Kernel(
-    name="combine_parts",
-    header=LIMITS,
-    body="""
-  threadgroup float weights[PARTS];
-  threadgroup float sums[SETS * WIDTH];
-  const uint lane = thread_index_in_simdgroup;
-  const uint head = threadgroup_position_in_grid.x;  // of one sequence after the other
-#if HAS_SINKS
-  const float sink = float(sinks[head % HEADS]);
-#else
-  const float sink = LOWEST;
-#endif
-  float highest = sink;
-  for (uint part = lane; part < PARTS; part += 32) {
-    highest = metal::max(highest, bounds[(head * PARTS + part) * 2]);
-  }
-  highest = simd_max(highest);
-  float all = 0.0f;
-  for (uint part = lane; part < PARTS; part += 32) {
-    const uint slot = head * PARTS + part;
-    const float weight = metal::exp(bounds[slot * 2] - highest);
-    all += bounds[slot * 2 + 1] * weight;
-    if (simdgroup_index_in_threadgroup == 0) weights[part] = weight;
-  }
-  all = simd_sum(all) + (HAS_SINKS ? metal::exp(sink - highest) : 0.0f);
-  threadgroup_barrier(mem_flags::mem_threadgroup);
-  // Sets of threads share the parts, and each of their threads has a column.
-  const uint column = thread_index_in_threadgroup % WIDTH;
-  const uint set = thread_index_in_threadgroup / WIDTH;
-  if (set < SETS) {
-    float total = 0.0f;
-    for (uint part = set; part < PARTS; part += SETS) {
-      total = metal::fma(partial[(head * PARTS + part) * WIDTH + column], weights[part], total);
-    }
-    sums[set * WIDTH + column] = total;
-  }
-  threadgroup_barrier(mem_flags::mem_threadgroup);
-  if (set == 0) {
-    float total = 0.0f;
-    for (uint s = 0; s < SETS; s++) total += sums[s * WIDTH + column];
-    y[head * WIDTH + column] = T(total / all);
-  }
-""",
-)
-
-
-def combine(partial: mx.array, bounds: mx.array, dtype: mx.Dtype, sinks: mx.array | None = None) -> mx.array:
-    """Join the parts of an attention.
-
-    Args:
-        partial: [sequences, heads, parts, width], float32: sums of weighted values, not normalized.
-        bounds: [sequences, heads, parts, 2], float32: a part's highest score, and the sum of its weights.
-        dtype: Of the result.
-        sinks: One more logit per head [heads].
-
-    Returns:
-        [sequences, heads * width].
-    """
-    sequences, heads, parts, width = partial.shape
-    threads = max(COMBINE_THREADS, -(-width // 32) * 32)
-    inputs = {"partial": partial, "bounds": bounds} | ({} if sinks is None else {"sinks": sinks})
-    constants = {
-        "T": dtype,
-        "HEADS": heads,
-        "PARTS": parts,
-        "WIDTH": width,
-        "SETS": threads // width,
-        "HAS_SINKS": sinks is not None,
-    }
-    outputs = {"y": ((sequences, heads * width), dtype)}
-    groups = (sequences * heads, 1, 1)
-    return launch(COMBINE, inputs, outputs, constants, groups=groups, threads=threads)[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
