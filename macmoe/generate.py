@@ -135,36 +135,39 @@ def generate(
     sampler.begin(prompt)
     current = sampler(prefill(model, prompt, cache, chunk=chunk, progress=progress))
     mx.async_eval(current)
-    following_logits = _following_logits(model, cache)
+    following = following_logits(model, cache)
     yielded = 0
     try:
         while True:
-            following = _next(following_logits, sampler, current) if yielded + 1 < max_tokens else current
+            ahead = _next(following, sampler, current) if yielded + 1 < max_tokens else current
             token = Token(cast("int", current[0].item()), cast("float", current[1].item()))
             yielded += 1
             yield token
             if token.id in stop_ids or yielded == max_tokens:
                 return
-            current = following
+            current = ahead
     finally:
         cache.trim(cache.offset - (start + len(prompt) + max(yielded, 1) - 1))
 
 
-def _following_logits(model: LanguageModel, cache: Cache) -> Callable[[mx.array], mx.array]:
-    """Return what maps a token [1] to the logits [1, vocab] after it, and adds it to the cache."""
+def following_logits(model: LanguageModel, cache: Cache) -> Callable[[mx.array], mx.array]:
+    """Return what maps a token of each sequence to the logits after it, and adds it to the cache.
+
+    [batch] -> [batch, vocab]. The cache holds the prompts, whose computation is over.
+    """
     if source.enabled():
         from macmoe.decoding.choice import decode_step  # noqa: PLC0415 - nothing for a CPU to load
 
         step = decode_step(cast("Model", model), cast("ModelCache", cache))
         if step is not None:
-            return lambda token: step(token, cast("ModelCache", cache))
-    return lambda token: model.logits(model.hidden(token[:, None], cache))[:, -1]
+            return lambda tokens: step(tokens, cast("ModelCache", cache))
+    return lambda tokens: model.logits(model.hidden(tokens[:, None], cache))[:, -1]
 
 
 def _next(
-    following_logits: Callable[[mx.array], mx.array], sampler: Sampler, current: tuple[mx.array, mx.array]
+    following: Callable[[mx.array], mx.array], sampler: Sampler, current: tuple[mx.array, mx.array]
 ) -> tuple[mx.array, mx.array]:
     """Start computing the token after `current` without waiting for either."""
-    following = sampler(following_logits(current[0]))
-    mx.async_eval(following)
-    return following
+    ahead = sampler(following(current[0]))
+    mx.async_eval(ahead)
+    return ahead

@@ -14,7 +14,7 @@ class Room:
     Attributes:
         buffers: Arrays [batch, heads, capacity, width] that nobody else holds.
         row: The token's row in them.
-        first: The first row that it sees.
+        first: The first row that it sees, where no padding stands there.
     """
 
     buffers: list[mx.array]

@@ -52,10 +52,10 @@ def as_peer(arrays, config):
     return arrays if len(arrays) > 1 else mx.split(arrays[0], [config["kv_lora_rank"]], axis=-1)
 
 
-def filled_cache(model, tokens=8, bits=None):
-    cache = model.make_cache(bits=bits)
+def filled_cache(model, tokens=8, bits=None, padding=None):
+    cache = model.make_cache(padding, bits)
     for layer, arrays in zip(cache, random_states(model, tokens), strict=True):
-        layer.update(*arrays)
+        layer.update(*(mx.repeat(array, cache.sequences, axis=0) for array in arrays))
         mx.eval(layer.state)
     return cache
 
@@ -91,6 +91,23 @@ def test_a_layer_costs_few_kernels_at_published_shapes(name, bits, cuda, monkeyp
     assert step is not None
     kernels = step_kernels(model, step, filled_cache(model, bits=bits), COUNTED)
     assert kernels.layer <= PUBLISHED[name][1]
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_several_sequences_cost_a_weighted_sum_more_per_layer_than_one(name, bits, monkeypatch):
+    model, _ = published(name)
+    record_launches(monkeypatch)
+    step = DecodeStep.of(model)
+    assert step is not None
+    one, three = (
+        launches(
+            step(mx.zeros((len(padding),), dtype=mx.uint32), filled_cache(model, bits=bits, padding=padding)),
+            views=COUNTED,
+        )
+        for padding in ([0], [2, 0, 5])
+    )
+    assert three - one <= 3 * LAYERS  # product, sum and rounding
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

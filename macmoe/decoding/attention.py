@@ -1,4 +1,4 @@
-"""The attention half of a layer for one token."""
+"""The attention half of a layer for one token of each sequence."""
 
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ class Grouped:
     weights: grouped_attention.Weights
 
     def __call__(self, x: mx.array, buffers: list[mx.array], places: mx.array) -> mx.array:
-        """Map the normed stream [1, dim] to what is added to it; the cache is written."""
+        """Map the normed stream [sequences, dim] to what is added to it; the cache is written."""
         parts = len(buffers) // 2
         keys, values = buffers[:parts], buffers[parts:]
         y = grouped_attention.attend(self.qkv(x), keys, values, places, self.heads, self.weights)
@@ -45,15 +45,15 @@ class Latent:
     form: latent_attention.Form
 
     def __call__(self, x: mx.array, buffers: list[mx.array], places: mx.array) -> mx.array:
-        """Map the normed stream [1, dim] to what is added to it; the cache is written."""
+        """Map the normed stream [sequences, dim] to what is added to it; the cache is written."""
         compressed = latent_attention.prepare(
             self.compress(x), self.norms, buffers, places, self.wavelengths, self.form
         )
         absorbed = latent_attention.absorb(
             self.expand(compressed), self.key_up, places, self.wavelengths, self.form
         )
-        mixed = latent_attention.attend(absorbed, buffers, places, self.form)  # [heads, latent]
-        return self.output(self.value_up(mixed[None, :, None]).reshape(1, -1))
+        mixed = latent_attention.attend(absorbed, buffers, places, self.form)  # [sequences, heads, latent]
+        return self.output(self.value_up(mixed[:, :, None]).reshape(len(x), -1))
 
 
 def grouped(

@@ -42,13 +42,13 @@ class Translation:
 
 
 def decode_step(model: Model, cache: ModelCache) -> DecodeStep | None:
-    """Return the step for one conversation, None where the model's modules have to do.
+    """Return the step for a few sequences, None where the model's modules have to do.
 
     Args:
         model: The model; a translation of it is kept on it.
-        cache: Of one sequence, without padding, already holding a prompt.
+        cache: Of the sequences, already holding their prompts.
     """
-    if not source.enabled() or cache.left_padding is not None:
+    if not source.enabled():
         return None
     if model.translation is None or model.translation.identity != identity(model):
         step = DecodeStep.of(model)
@@ -60,7 +60,8 @@ def decode_step(model: Model, cache: ModelCache) -> DecodeStep | None:
         translation.accepted[cache.bits] = use
         for experts in mixtures(model):
             experts.use_kernels = any(translation.accepted.values())
-    return translation.step if translation.accepted[cache.bits] else None
+    step = translation.step if translation.accepted[cache.bits] else None
+    return step if step is not None and step.fits(cache.sequences) else None
 
 
 def _accepted(verdict: Verdict) -> bool:

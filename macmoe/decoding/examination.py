@@ -1,5 +1,7 @@
 """Whether a model's kernels are right and faster: each kind of sublayer is compared, and a whole token timed.
 
+One sequence takes other kernels than several, so each kind is compared for one and for two, of which one is
+padded; the time that decides is that of one.
 Both the kernels and the modules round; the judge is the same module in float32. Kernels are right where their
 error is no larger than rounding in that type explains: about as large as that of the modules.
 """
@@ -18,15 +20,17 @@ import mlx.nn as nn
 from mlx.utils import tree_map
 
 from macmoe.decoding.launches import Judged
-from macmoe.decoding.step import DecodeStep, Layer
+from macmoe.decoding.step import DecodeStep, Layer, places_in
 from macmoe.families import Model
 from macmoe.nn.cache import ModelCache
 from macmoe.nn.moe import Experts
-from macmoe.nn.positions import Positions
+from macmoe.nn.positions import Positions, left_padding_array
 from macmoe.protocols import LayerCache
 
 PAST = 40  # tokens in the cache of a check
 TOKENS = 5  # checked per sublayer, and timed
+# Of the sequences of a check, by the end of its name; so much that it is within any window.
+PADDING = {"": (0,), ", 2 sequences": (PAST - 4, 0)}
 MARGIN = 1.5  # how much larger than the modules' the kernels' error may be
 # Relative errors that are nothing to worry about, whatever the modules' are.
 FLOORS = {mx.float32: 1e-4, mx.float16: 2e-3, mx.bfloat16: 1e-2}
@@ -124,10 +128,11 @@ def examine(model: Model, step: DecodeStep, cache_bits: int | None = None) -> Ve
     checks: dict[str, Check] = {}
     for index, layer in enumerate(step.layers):
         kinds = (f"attention, window {layer.window}", type(layer.feed_forward).__name__.lower())
-        if kinds[0] not in checks:
-            checks[kinds[0]] = _check_attention(model, index, layer, cache_bits)
-        if kinds[1] not in checks:
-            checks[kinds[1]] = _check_feed_forward(model, index, layer)
+        for suffix, padding in PADDING.items():
+            if kinds[0] + suffix not in checks:
+                checks[kinds[0] + suffix] = _check_attention(model, index, layer, padding, cache_bits)
+            if kinds[1] + suffix not in checks:
+                checks[kinds[1] + suffix] = _check_feed_forward(model, index, layer, len(padding))
     for experts in mixtures(model)[:1]:
         checks["several tokens"] = _check_several_tokens(experts, _dtype(model))
     seconds, plain_seconds = _times(model, step, cache_bits)
@@ -158,48 +163,60 @@ def _dtype(model: Model) -> mx.Dtype:
     return model.model.norm.weight.dtype
 
 
-def _noise(model: Model, seed: int) -> mx.array:
-    """Return numbers of the size of a normed stream, for one token: [1, dim]."""
+def _noise(model: Model, seed: int, sequences: int) -> mx.array:
+    """Return numbers of the size of a normed stream, for one token of each sequence: [sequences, dim]."""
     weight = model.model.norm.weight
-    return mx.random.normal((1, len(weight)), key=mx.random.key(seed)).astype(weight.dtype)
+    return mx.random.normal((sequences, len(weight)), key=mx.random.key(seed)).astype(weight.dtype)
 
 
-def _check_attention(model: Model, index: int, layer: Layer, cache_bits: int | None) -> Check:
+def _check_attention(
+    model: Model, index: int, layer: Layer, padding: tuple[int, ...], cache_bits: int | None
+) -> Check:
     """Feed tokens one by one, so that no product needs another of MLX's kernels, and keep the last ones."""
     module = model.model.layers[index].self_attn
-    tokens = [_noise(model, token) for token in range(PAST + TOKENS)]
+    tokens = [_noise(model, token, len(padding)) for token in range(PAST + TOKENS)]
 
     def fresh_cache() -> LayerCache:
         return list(model.make_cache(bits=cache_bits))[index]
 
+    attend = partial(_attend, module, layer.window, left_padding_array(padding))
     with in_float32(module):
-        exact = _attend(module, [x.astype(mx.float32) for x in tokens], layer.window, fresh_cache())
+        exact = attend([x.astype(mx.float32) for x in tokens], fresh_cache())
     cache = fresh_cache()
-    _attend(module, tokens[:PAST], layer.window, cache)
+    attend(tokens[:PAST], cache)
     return _judge(
-        _attend_with_kernels(layer, tokens[PAST:], cache),
-        _attend(module, tokens, layer.window, fresh_cache()),
+        _attend_with_kernels(layer, tokens[PAST:], padding, cache),
+        attend(tokens, fresh_cache()),
         exact,
         _dtype(model),
     )
 
 
-def _attend(module: nn.Module, tokens: list[mx.array], window: int | None, cache: LayerCache) -> Run:
+def _attend(
+    module: nn.Module,
+    window: int | None,
+    padding: mx.array | None,
+    tokens: list[mx.array],
+    cache: LayerCache,
+) -> Run:
     """Compute tokens one by one with the module, from the start of a conversation, and keep the last ones."""
     run = Run()
     for place, x in enumerate(tokens):
-        here = Positions(offset=place, length=1, left_padding=None, start=place)
-        run.take(partial(module, x[None], here.mask(window), here, cache))
+        start = place if padding is None else place - padding
+        here = Positions(offset=place, length=1, left_padding=padding, start=start)
+        run.take(partial(module, x[:, None], here.mask(window), here, cache))
     return Run(run.outputs[PAST:], run.seconds[PAST:])
 
 
-def _attend_with_kernels(layer: Layer, tokens: list[mx.array], cache: LayerCache) -> Run:
+def _attend_with_kernels(
+    layer: Layer, tokens: list[mx.array], padding: tuple[int, ...], cache: LayerCache
+) -> Run:
     """Compute the tokens after the past with the kernels."""
     run = Run()
     bias = layer.attention.output.bias
     for place, x in enumerate(tokens, PAST):
         room = cache.open(1)
-        places = mx.array([place, room.row, room.first], dtype=mx.int32)
+        places = places_in(room, place, padding)
         run.take(partial(layer.attention, x, room.buffers, places))
         cache.advance(1)
     if bias is not None:  # which the step adds with the residual stream
@@ -207,11 +224,12 @@ def _attend_with_kernels(layer: Layer, tokens: list[mx.array], cache: LayerCache
     return run
 
 
-def _check_feed_forward(model: Model, index: int, layer: Layer) -> Check:
+def _check_feed_forward(model: Model, index: int, layer: Layer, sequences: int) -> Check:
     """Compare what is added to the stream, from where attention's output joins it."""
     module, bias = model.model.layers[index], layer.attention.output.bias
     kernels, modules, exact = Run(), Run(), Run()
-    tokens = [(_noise(model, token), _noise(model, TOKENS + token)) for token in range(TOKENS)]
+    noise = [_noise(model, seed, sequences) for seed in range(2 * TOKENS)]
+    tokens = list(zip(noise[:TOKENS], noise[TOKENS:], strict=True))
 
     def plain(x: mx.array, delta: mx.array) -> mx.array:
         joined = x + (delta if bias is None else delta + bias)

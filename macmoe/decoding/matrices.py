@@ -43,7 +43,7 @@ class Matrix:
         """Return x W^T, without the bias."""
         if self.transposed is not None:
             return x @ self.transposed
-        large = self.large()
+        large = self.large(x)
         if large is not None:
             return alone(large, x)
         return mx.quantized_matmul(
@@ -56,9 +56,9 @@ class Matrix:
             mode=self.mode,
         )
 
-    def large(self) -> Stack | None:
-        """Return the matrix for `alone` where that is faster."""
-        if self.arrays["weight"].nbytes < LARGE or not mlx_is_slow():
+    def large(self, x: mx.array) -> Stack | None:
+        """Return the matrix for `alone` where that is faster for x [tokens, dim]."""
+        if len(x) > 1 or self.arrays["weight"].nbytes < LARGE or not mlx_is_slow():
             return None
         return self.single
 

@@ -1,4 +1,4 @@
-"""The feed-forward half of a layer for one token: norm, router and two expert kernels, or a dense layer.
+"""The feed-forward half of a layer for one token per sequence: norm, router and experts, or a dense layer.
 
 It starts where attention's output joins the residual stream. Before experts, that sum, its norm and the
 router's logits are one launch.
@@ -18,7 +18,7 @@ from macmoe.kernels.experts import Stack
 from macmoe.kernels.routing import Choice
 from macmoe.models import deepseek_v3, gpt_oss, qwen3
 from macmoe.nn.mlp import MLP, swiglu
-from macmoe.nn.moe import Experts, kernel_activation
+from macmoe.nn.moe import Experts, few_tokens, kernel_activation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +29,8 @@ class Gated:
     down: Matrix
 
     def __call__(self, x: mx.array) -> mx.array:
-        """Map the normed stream [1, dim] to what is added to it."""
-        large = self.gate_up.large()
+        """Map the normed stream [tokens, dim] to what is added to it."""
+        large = self.gate_up.large(x)
         if large is not None:
             return self.down(alone(large, x, expert_kernels.SWIGLU))
         gate, up = mx.split(self.gate_up(x), 2, axis=-1)
@@ -45,7 +45,7 @@ class Dense:
     mlp: Gated
 
     def __call__(self, x: mx.array, delta: mx.array) -> tuple[mx.array, mx.array]:
-        """Map the stream and attention's output to their sum and what is added to it; all are [1, dim]."""
+        """Map the stream and attention's output to their sum and what is added to it, all [tokens, dim]."""
         x, normed = add_norm(x, delta, self.joint)
         return x, self.mlp(normed)
 
@@ -67,6 +67,11 @@ class ExpertStacks:
     gate_up: Stack
     down: Stack
 
+    @property
+    def both(self) -> tuple[Stack, Stack]:
+        """The two, in the order of their use."""
+        return self.gate_up, self.down
+
     def same_form(self, other: "ExpertStacks") -> bool:
         """Return whether both can be read by one kernel."""
         pairs = ((self.gate_up, other.gate_up), (self.down, other.down))
@@ -85,23 +90,37 @@ class Sparse:
     shared: ExpertStacks | None = None
     beside: Gated | None = None
 
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of one call that the expert kernels are made for."""
+        return expert_kernels.MAX_PAIRS // self.router.choice.slots
+
     def __call__(self, x: mx.array, delta: mx.array) -> tuple[mx.array, mx.array]:
-        """Map the stream and attention's output to their sum and what is added to it; all are [1, dim]."""
-        router, shared = self.router, self.shared
+        """Map the stream and attention's output to their sum and what is added to it, all [tokens, dim]."""
+        router = self.router
         x, normed, logits = add_norm_logits(x, delta, self.joint, router.weight, router.bias)
         chosen, weights = routing.route(logits, router.choice, router.correction)
+        y = (self._one if len(x) == 1 else self._several)(normed, chosen, weights)
+        return x, y if self.beside is None else y + self.beside(normed)
+
+    def _one(self, x: mx.array, chosen: mx.array, weights: mx.array) -> mx.array:
+        shared = self.shared
         hidden = expert_kernels.expert_rows(
             self.experts.gate_up,
-            normed,
+            x,
             chosen,
             activation=self.activation,
             limit=self.limit,
             shared=shared.gate_up if shared else None,
         )
-        y = expert_kernels.expert_sum(
+        return expert_kernels.expert_sum(
             self.experts.down, hidden, chosen, weights, shared.down if shared else None
         )
-        return x, y if self.beside is None else y + self.beside(normed)
+
+    def _several(self, x: mx.array, chosen: mx.array, weights: mx.array) -> mx.array:
+        shared = self.shared.both if self.shared else None
+        activation = (self.activation, self.limit)
+        return few_tokens(self.experts.both, x, chosen, weights, activation, shared)
 
 
 def _gated(module: MLP, dtype: mx.Dtype) -> Gated | None:

@@ -37,8 +37,8 @@ def _wide(call: Call) -> dict[str, mx.array]:
     }
 
 
-def _numbers(call: Call) -> list[int]:
-    """Return position, row and first row of the token, see `places` of the attention kernels."""
+def _numbers(call: Call) -> list[list[int]]:
+    """Return position, row and first row of each sequence's token, see `places` of the attention kernels."""
     numbers: Any = call.inputs["places"].tolist()
     return numbers
 
@@ -145,14 +145,15 @@ def _expert_sum(call: Call, outputs: list[mx.array]) -> Pairs:
 
 
 def _joined(partial: mx.array, bounds: mx.array, sinks: mx.array | None) -> mx.array:
-    """Join the parts of an attention; see `grouped_attention.combine`."""
-    tops, norms = bounds[..., 0], bounds[..., 1]  # [heads, parts]
+    """Join the parts of an attention; see `parts.combine`."""
+    tops, norms = bounds[..., 0], bounds[..., 1]  # [sequences, heads, parts]
     if sinks is not None:
-        tops = mx.concatenate([tops, sinks[:, None]], axis=1)
-        norms = mx.concatenate([norms, mx.ones((len(tops), 1))], axis=1)
-    shares = mx.exp(tops - tops.max(axis=1, keepdims=True))
-    total = (partial * shares[:, : partial.shape[1], None]).sum(axis=1)
-    return (total / (norms * shares).sum(axis=1, keepdims=True)).reshape(1, -1)
+        one_more = mx.broadcast_to(sinks[:, None], (*tops.shape[:2], 1))
+        tops = mx.concatenate([tops, one_more], axis=-1)
+        norms = mx.concatenate([norms, mx.ones(one_more.shape)], axis=-1)
+    shares = mx.exp(tops - tops.max(axis=-1, keepdims=True))
+    total = (partial * shares[..., : partial.shape[2], None]).sum(axis=2)
+    return (total / (norms * shares).sum(axis=-1, keepdims=True)).reshape(len(partial), -1)
 
 
 def _combine_parts(call: Call, outputs: list[mx.array]) -> Pairs:
@@ -162,10 +163,23 @@ def _combine_parts(call: Call, outputs: list[mx.array]) -> Pairs:
 
 def _grouped_attention(call: Call, outputs: list[mx.array]) -> Pairs:
     """Compare the whole attention: how the cache is cut into parts is the kernel's own business."""
-    given, c = _wide(call), call.constants
-    position, place, first = _numbers(call)
+    c, given = call.constants, _wide(call)
+    got = outputs[0] if len(outputs) == 1 else _joined(outputs[0], outputs[1], None).astype(c["T"])
+    found: Pairs = []
+    for number, places in enumerate(_numbers(call)):
+        y, k, v = _one_sequence(call, given, number, places)
+        rows = (call.inputs[name][number, :, places[1]] for name in ("keys", "values"))
+        found += [(got[number].reshape(y.shape), y), *zip(rows, (k, v), strict=True)]
+    return found
+
+
+def _one_sequence(
+    call: Call, given: dict[str, mx.array], number: int, places: list[int]
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Return a sequence's attention [heads, head_dim], and its new key and value [kv_heads, head_dim]."""
+    c, (position, place, first) = call.constants, places
     width, kv_heads = c["HEAD_DIM"], c["KV_HEADS"]
-    qkv = (given["qkv"][0] + given.get("bias", 0)).reshape(-1, width)
+    qkv = (given["qkv"][number] + given.get("bias", 0)).reshape(-1, width)
     q, k, v = mx.split(qkv, [c["HEADS"], c["HEADS"] + kv_heads])
 
     def rotated(x: mx.array) -> mx.array:
@@ -175,39 +189,31 @@ def _grouped_attention(call: Call, outputs: list[mx.array]) -> Pairs:
     q = rotated(_normed(q, given.get("q_norm"), c["EPS"]))
     k = rotated(_normed(k, given.get("k_norm"), c["EPS"]))
     # With the new row as it was written, rounded: it is compared by itself.
-    keys, values = (given[name][0, :, first : place + 1] for name in ("keys", "values"))
+    keys, values = (given[name][number, :, first : place + 1] for name in ("keys", "values"))
     queries = q.reshape(kv_heads, -1, 1, width) * c["SCALE"]
     scores = (queries * keys[:, None]).sum(axis=-1)  # [kv_heads, together, rows]
     sinks = given.get("sinks")
     if sinks is not None:
         scores = mx.concatenate([scores, sinks.reshape(kv_heads, -1, 1)], axis=-1)
     weights = mx.softmax(scores, axis=-1)[..., : keys.shape[1], None]
-    wanted = (weights * values[:, None]).sum(axis=2)
-    got = outputs[0] if len(outputs) == 1 else _joined(outputs[0], outputs[1], None).astype(c["T"])
-    return [
-        (got.reshape(-1, width), wanted.reshape(-1, width)),
-        (call.inputs["keys"][0, :, place], k),
-        (call.inputs["values"][0, :, place], v),
-    ]
+    return (weights * values[:, None]).sum(axis=2).reshape(-1, width), k, v
 
 
 def _side_by_side(x: mx.array, call: Call) -> mx.array:
     """Turn rotary parts [tokens, heads, rope_dim] of which pairs stand side by side."""
-    positions = _numbers(call)[0] + mx.arange(len(x))
+    positions = call.inputs["places"][:, 0]
     pairs_of = x.reshape(*x.shape[:2], -1, 2)
     return mx.stack(_turned(pairs_of, positions, call.inputs["wavelengths"]), axis=-1).reshape(x.shape)
 
 
 def _latent_prepare(call: Call, outputs: list[mx.array]) -> Pairs:
     given, c = _wide(call), call.constants
-    place = _numbers(call)[1]
     q, latent, key = mx.split(given["compressed"], [c["Q_RANK"], c["Q_RANK"] + c["LATENT"]], axis=-1)
     latent = _normed(latent, given["kv_norm"], c["EPS"])
     rows = mx.concatenate([latent, _side_by_side(key[:, None], call)[:, 0]], axis=-1)
-    return [
-        (outputs[0], _normed(q, given["q_norm"], c["EPS"])),
-        (call.inputs["cache"][0, 0, place : place + len(rows)], rows),
-    ]
+    places = call.inputs["places"][:, 1, None, None]
+    written = mx.take_along_axis(call.inputs["cache"][:, 0], places, axis=1)[:, 0]
+    return [(outputs[0], _normed(q, given["q_norm"], c["EPS"])), (written, rows)]
 
 
 def _latent_absorb(call: Call, outputs: list[mx.array]) -> Pairs:
@@ -223,9 +229,8 @@ def _latent_absorb(call: Call, outputs: list[mx.array]) -> Pairs:
 
 def _latent_weights(call: Call, outputs: list[mx.array]) -> Pairs:
     scores = _wide(call)["scores"]
-    _, place, first = _numbers(call)
-    last = place + mx.arange(len(scores))[:, None] // call.constants["HEADS"]  # row of the token itself
-    rows = mx.arange(scores.shape[1])
+    _, last, first = call.inputs["places"].T[:, :, None, None]  # of each sequence [sequences, 1, 1]
+    rows = mx.arange(scores.shape[-1])
     seen = (rows >= first) & (rows <= last)
     return [(outputs[0], mx.softmax(mx.where(seen, scores, -mx.inf), axis=-1))]
 

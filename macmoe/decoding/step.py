@@ -1,4 +1,4 @@
-"""The step: one token in, logits of the next out, compiled once for all tokens.
+"""The step: one token of each sequence in, logits of the next out, compiled once for all tokens.
 
 MLX replays a compiled graph without running the Python that built it, so a token costs the host little. For
 that nothing in the graph may depend on how long the conversation is: positions come in as arrays, and the
@@ -22,6 +22,7 @@ from macmoe.models import deepseek_v3, gpt_oss, qwen3
 from macmoe.nn.cache import ModelCache
 from macmoe.nn.latent_attention import LatentAttention
 from macmoe.nn.mlp import MLP
+from macmoe.protocols import Room
 
 Attention = attention.Grouped | attention.Latent
 FeedForward = mlp.Dense | mlp.Sparse
@@ -51,7 +52,7 @@ class Layer:
 
 
 class DecodeStep:
-    """One new token through a model.
+    """One new token of each of a few sequences through a model.
 
     Args:
         model: The model, for its embedding, final norm and output matrix.
@@ -79,19 +80,24 @@ class DecodeStep:
             layers.append(translated)
         return cls(model, layers)
 
-    def trace(self, token: mx.array, places: dict[str, mx.array], buffers: list[list[mx.array]]) -> mx.array:
-        """Build the graph of one token.
+    def fits(self, sequences: int) -> bool:
+        """Return whether so many sequences are few enough for the kernels of every layer."""
+        feeds = (layer.feed_forward for layer in self.layers)
+        return all(sequences <= feed.most_tokens for feed in feeds if isinstance(feed, mlp.Sparse))
+
+    def trace(self, tokens: mx.array, places: dict[str, mx.array], buffers: list[list[mx.array]]) -> mx.array:
+        """Build the graph of one token of each sequence.
 
         Args:
-            token: [1], its id.
-            places: By window: position, row in the buffers, first row seen (int32 [3]).
+            tokens: [sequences], their ids.
+            places: By window, see `places_in`.
             buffers: Of each layer's cache.
 
         Returns:
-            Logits [1, vocab].
+            Logits [sequences, vocab].
         """
         decoder = self._model.model
-        x = decoder.embed_tokens(token)  # [1, dim]
+        x = decoder.embed_tokens(tokens)  # [sequences, dim]
         first = self.layers[0]
         normed = mx.fast.rms_norm(x, first.norm, first.eps)
         for index, layer in enumerate(self.layers):
@@ -101,29 +107,46 @@ class DecodeStep:
             x, normed = add_norm(x, delta, Joint(norm=following, eps=layer.eps))
         if self._head is not None:
             return self._head(normed)
-        return self._model.logits(normed[None]).reshape(1, -1)
+        return self._model.logits(normed[None]).reshape(len(tokens), -1)
 
-    def __call__(self, token: mx.array, cache: ModelCache) -> mx.array:
-        """Return the logits [1, vocab] after one more token [1]; `cache` is updated."""
-        return self._advance(self.run, token, cache)
+    def __call__(self, tokens: mx.array, cache: ModelCache) -> mx.array:
+        """Return the logits [sequences, vocab] after one more token each [sequences]; `cache` is updated."""
+        return self._advance(self.run, tokens, cache)
 
-    def calls(self, token: mx.array, cache: ModelCache) -> list[Call]:
-        """Return the launches of one more token [1], after they have run; `cache` is updated."""
+    def calls(self, tokens: mx.array, cache: ModelCache) -> list[Call]:
+        """Return the launches of one more token each [sequences], after they have run; `cache` is updated."""
         with recorded() as calls:
-            mx.eval(self._advance(self.trace, token, cache))
+            mx.eval(self._advance(self.trace, tokens, cache))
         return calls
 
-    def _advance(self, run: Callable[..., mx.array], token: mx.array, cache: ModelCache) -> mx.array:
+    def _advance(self, run: Callable[..., mx.array], tokens: mx.array, cache: ModelCache) -> mx.array:
+        padding = cache.padding or (0,) * len(tokens)
         rooms = [layer.open(1) for layer in cache]
         places = {}
         for layer, room in zip(self.layers, rooms, strict=True):
             key = str(layer.window)
             if key not in places:
-                places[key] = mx.array([cache.offset, room.row, room.first], dtype=mx.int32)
-        logits = run(token, places, [room.buffers for room in rooms])
+                places[key] = places_in(room, cache.offset, padding)
+        logits = run(tokens, places, [room.buffers for room in rooms])
         for layer in cache:
             layer.advance(1)
         return logits
+
+
+def places_in(room: Room, offset: int, padding: Sequence[int]) -> mx.array:
+    """Return where the kernels find and write things, for each sequence.
+
+    Args:
+        room: Of the layer, made for the next token.
+        offset: Tokens in the cache, padding included.
+        padding: Padding tokens before each sequence.
+
+    Returns:
+        int32 [sequences, 3]: position of the token, its row in the buffers, the first row that it sees.
+    """
+    start = offset - room.row  # tokens before the first row
+    places = [[offset - pad, room.row, max(room.first, pad - start)] for pad in padding]
+    return mx.array(places, dtype=mx.int32)
 
 
 def _translate(layer: Any, window: int | None, dtype: mx.Dtype) -> Layer | None:

@@ -1,9 +1,9 @@
-"""Grouped-query attention of one new token: bias, QK norm, RoPE, cache write and attention in one launch.
+"""Grouped-query attention of one new token per sequence: bias, QK norm, RoPE, cache and scores in one launch.
 
-A threadgroup serves all query heads of one key/value head over one part of the cache, so keys and values are
-read once; `combine` joins the parts. The softmax runs along (arXiv 1805.02867), a sink is one more logit in
-its sum (arXiv 2508.10925). A key is read by `LANES` neighboring lanes, 8 values each, so a SIMD group works
-on several keys.
+A threadgroup serves all query heads of one key/value head over one part of a sequence's cache, so keys and
+values are read once; macmoe.kernels.parts joins the parts. The softmax runs along (arXiv 1805.02867), a sink
+is one more logit in its sum (arXiv 2508.10925). A key is read by `LANES` neighboring lanes, 8 values each, so
+a SIMD group works on several keys.
 """
 
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from macmoe.kernels import rows
+from macmoe.kernels.parts import LIMITS, combine
 from macmoe.kernels.source import Kernel, launch
 
 SIMD_GROUPS = 8
-COMBINE_THREADS = 256  # of the threadgroup that joins the parts of a head
 TARGET_GROUPS = 256  # threadgroups that fill a GPU
 LEAST_ROWS = 64  # of the cache, for which one more threadgroup pays
 AHEAD = 2  # keys and values of a lane that are on their way together
@@ -42,9 +42,10 @@ class Heads:
     eps: float = 0.0
     window: bool = False
 
-    def parts(self, capacity: int) -> int:
-        """Return how many threadgroups share a cache of `capacity` rows of one key/value head."""
-        return 1 if self.window else max(1, min(TARGET_GROUPS // self.kv_heads, capacity // LEAST_ROWS))
+    def parts(self, capacity: int, sequences: int) -> int:
+        """Return how many threadgroups share the `capacity` rows of one key/value head of one sequence."""
+        most = TARGET_GROUPS // (self.kv_heads * sequences)
+        return 1 if self.window else max(1, min(most, capacity // LEAST_ROWS))
 
     @property
     def at_once(self) -> int:
@@ -60,10 +61,6 @@ def usable(heads: Heads) -> bool:
     return heads.head_dim % 8 == 0 and lanes in {1, 2, 4, 8, 16, 32} and SIMD_GROUPS % sets == 0
 
 
-LIMITS = """
-#define LOWEST -3.0e38f  // below every score; unlike infinity it may be taken from itself
-"""
-
 STEP = Kernel(
     name="grouped_attention",
     writes=rows.written("keys", "values"),
@@ -78,13 +75,15 @@ STEP = Kernel(
   const uint thread_index = thread_index_in_threadgroup;
   const uint kv = threadgroup_position_in_grid.x;
   const uint part = threadgroup_position_in_grid.y;
-  const float position = float(places[0]);
-  const uint place = uint(places[1]);  // row of the new token
-  const uint begin = uint(places[2]);  // first row that is seen
+  const uint sequence = threadgroup_position_in_grid.z;
+  const float position = float(places[sequence * 3]);
+  const uint place = uint(places[sequence * 3 + 1]);  // row of the new token
+  const uint begin = uint(places[sequence * 3 + 2]);  // first row that is seen
 
   for (uint h = simd; h < TOGETHER + 2; h += SIMD_GROUPS) {
     const uint row = h < TOGETHER ? kv * TOGETHER + h : HEADS + (h - TOGETHER) * KV_HEADS + kv;
-    const uint source = row * HEAD_DIM;
+    const uint column = row * HEAD_DIM;
+    const uint source = sequence * (HEADS + 2 * KV_HEADS) * HEAD_DIM + column;
     float low[HALF_LANES], high[HALF_LANES];
     float squares = 0.0f;
     for (int i = 0; i < HALF_LANES; i++) {
@@ -94,8 +93,8 @@ STEP = Kernel(
         low[i] = float(qkv[source + pair]);
         high[i] = float(qkv[source + pair + HEAD_DIM / 2]);
 #if HAS_BIAS
-        low[i] += float(bias[source + pair]);
-        high[i] += float(bias[source + pair + HEAD_DIM / 2]);
+        low[i] += float(bias[column + pair]);
+        high[i] += float(bias[column + pair + HEAD_DIM / 2]);
 #endif
         squares += low[i] * low[i] + high[i] * high[i];
       }
@@ -129,8 +128,9 @@ STEP = Kernel(
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
-  const Rows key_rows = ROWS(keys, ulong(kv) * CAPACITY, HEAD_DIM);
-  const Rows value_rows = ROWS(values, ulong(kv) * CAPACITY, HEAD_DIM);
+  const ulong base = (ulong(sequence) * KV_HEADS + kv) * CAPACITY;
+  const Rows key_rows = ROWS(keys, base, HEAD_DIM);
+  const Rows value_rows = ROWS(values, base, HEAD_DIM);
   const bool newest = part == PARTS - 1;  // this part also takes the new token
   if (newest) {
     store_row(key_rows, place * HEAD_DIM, heads + TOGETHER * HEAD_DIM, HEAD_DIM, simd, lane);
@@ -242,7 +242,7 @@ STEP = Kernel(
       all += norms[slot] * shrink;
       total += sums[slot * HEAD_DIM + i] * shrink;
     }
-    const uint head = kv * TOGETHER + h;
+    const uint head = sequence * HEADS + kv * TOGETHER + h;
 #if PARTS == 1
     y[head * HEAD_DIM + i] = T(total / all);
 #else
@@ -255,78 +255,6 @@ STEP = Kernel(
   }
 """,
 )
-
-COMBINE = Kernel(
-    name="combine_parts",
-    header=LIMITS,
-    body="""
-  threadgroup float weights[PARTS];
-  threadgroup float sums[SETS * WIDTH];
-  const uint lane = thread_index_in_simdgroup;
-  const uint head = threadgroup_position_in_grid.x;
-#if HAS_SINKS
-  const float sink = float(sinks[head]);
-#else
-  const float sink = LOWEST;
-#endif
-  float highest = sink;
-  for (uint part = lane; part < PARTS; part += 32) {
-    highest = metal::max(highest, bounds[(head * PARTS + part) * 2]);
-  }
-  highest = simd_max(highest);
-  float all = 0.0f;
-  for (uint part = lane; part < PARTS; part += 32) {
-    const uint slot = head * PARTS + part;
-    const float weight = metal::exp(bounds[slot * 2] - highest);
-    all += bounds[slot * 2 + 1] * weight;
-    if (simdgroup_index_in_threadgroup == 0) weights[part] = weight;
-  }
-  all = simd_sum(all) + (HAS_SINKS ? metal::exp(sink - highest) : 0.0f);
-  threadgroup_barrier(mem_flags::mem_threadgroup);
-  // Sets of threads share the parts, and each of their threads has a column.
-  const uint column = thread_index_in_threadgroup % WIDTH;
-  const uint set = thread_index_in_threadgroup / WIDTH;
-  if (set < SETS) {
-    float total = 0.0f;
-    for (uint part = set; part < PARTS; part += SETS) {
-      total = metal::fma(partial[(head * PARTS + part) * WIDTH + column], weights[part], total);
-    }
-    sums[set * WIDTH + column] = total;
-  }
-  threadgroup_barrier(mem_flags::mem_threadgroup);
-  if (set == 0) {
-    float total = 0.0f;
-    for (uint s = 0; s < SETS; s++) total += sums[s * WIDTH + column];
-    y[head * WIDTH + column] = T(total / all);
-  }
-""",
-)
-
-
-def combine(partial: mx.array, bounds: mx.array, dtype: mx.Dtype, sinks: mx.array | None = None) -> mx.array:
-    """Join the parts of an attention.
-
-    Args:
-        partial: [heads, parts, width], float32: sums of weighted values, not normalized.
-        bounds: [heads, parts, 2], float32: the highest score of a part, and the sum of its weights.
-        dtype: Of the result.
-        sinks: One more logit per head [heads].
-
-    Returns:
-        [1, heads * width].
-    """
-    heads, parts, width = partial.shape
-    threads = max(COMBINE_THREADS, -(-width // 32) * 32)
-    inputs = {"partial": partial, "bounds": bounds} | ({} if sinks is None else {"sinks": sinks})
-    constants = {
-        "T": dtype,
-        "PARTS": parts,
-        "WIDTH": width,
-        "SETS": threads // width,
-        "HAS_SINKS": sinks is not None,
-    }
-    outputs = {"y": ((1, heads * width), dtype)}
-    return launch(COMBINE, inputs, outputs, constants, groups=(heads, 1, 1), threads=threads)[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -356,23 +284,23 @@ def attend(
     heads: Heads,
     weights: Weights,
 ) -> mx.array:
-    """Attend with one new token, and write its key and value into the cache.
+    """Attend with one new token of each sequence, and write its key and value into the cache.
 
     Args:
-        qkv: [1, (heads + 2 * kv_heads) * head_dim], before bias, norm and rotation.
-        keys: Parts of the buffer [1, kv_heads, capacity, head_dim] (macmoe.kernels.rows); written in place,
-            so nobody else may hold them.
+        qkv: [sequences, (heads + 2 * kv_heads) * head_dim], before bias, norm and rotation.
+        keys: Parts of the buffer [sequences, kv_heads, capacity, head_dim] (macmoe.kernels.rows); written in
+            place, so nobody else may hold them.
         values: The same for values.
-        places: int32 [3]: position of the token, its row in the buffers, the first row it sees.
+        places: int32 [sequences, 3]: position of the token, its row in the buffers, the first row it sees.
         heads: Form of the layer.
         weights: Its weights.
 
     Returns:
-        [1, heads * head_dim].
+        [sequences, heads * head_dim].
     """
+    sequences, capacity = len(qkv), keys[0].shape[2]
     together = heads.heads // heads.kv_heads
-    capacity = keys[0].shape[2]
-    parts = heads.parts(capacity)
+    parts = heads.parts(capacity, sequences)
     lanes = heads.head_dim // 8
     sets = together // heads.at_once
     optional = {
@@ -412,13 +340,13 @@ def attend(
         "HAS_NORM": weights.q_norm is not None,
         "HAS_SINKS": weights.sinks is not None,
     }
-    groups, threads = (heads.kv_heads, parts, 1), SIMD_GROUPS * 32
+    groups, threads = (heads.kv_heads, parts, sequences), SIMD_GROUPS * 32
     if parts == 1:
-        shape = (1, heads.heads * heads.head_dim)
+        shape = (sequences, heads.heads * heads.head_dim)
         return launch(STEP, inputs, {"y": (shape, qkv.dtype)}, constants, groups=groups, threads=threads)[0]
     outputs = {
-        "partial": ((heads.heads, parts, heads.head_dim), mx.float32),
-        "bounds": ((heads.heads, parts, 2), mx.float32),
+        "partial": ((sequences, heads.heads, parts, heads.head_dim), mx.float32),
+        "bounds": ((sequences, heads.heads, parts, 2), mx.float32),
     }
     partial, bounds = launch(STEP, inputs, outputs, constants, groups=groups, threads=threads)
     return combine(partial, bounds, qkv.dtype, weights.sinks)

@@ -1,13 +1,13 @@
-"""Latent attention of a few new tokens, absorbed (arXiv 2405.04434, section 2.1).
+"""Latent attention of one new token per sequence, absorbed (arXiv 2405.04434, section 2.1).
 
 `prepare` norms the compressed query and key/value, turns the rotary key and appends both to the cache;
 `absorb` moves the key's up-projection to the query, head by head, and turns the query's rotary part; `attend`
 reads the cache, of which the values are a part; `unpack` writes a packed one out for it. Rotary pairs stand
 side by side.
 
-All heads read the same keys: they are the rows of one matrix, and attention is a matter of matrix units, not
-of bandwidth. So its two products are those of MLX, over the whole buffer; the softmax between them knows
-which rows are seen.
+All heads of a sequence read the same keys: they are the rows of one matrix, and attention is a matter of
+matrix units, not of bandwidth. So its two products are those of MLX, over the whole buffer; the softmax
+between them knows which rows are seen.
 """
 
 from collections.abc import Sequence
@@ -75,9 +75,9 @@ PREPARE = Kernel(
     body="""
   threadgroup float partial[2 * THREADS / 32];
   threadgroup float row[LATENT + ROPE_DIM];
-  const uint token = threadgroup_position_in_grid.x;
+  const uint sequence = threadgroup_position_in_grid.x;
   const uint thread_index = thread_index_in_threadgroup;
-  const device T* source = compressed + token * (Q_RANK + LATENT + ROPE_DIM);
+  const device T* source = compressed + sequence * (Q_RANK + LATENT + ROPE_DIM);
   float q_squares = 0.0f, c_squares = 0.0f;
   for (uint i = thread_index; i < Q_RANK; i += THREADS) q_squares += float(source[i]) * float(source[i]);
   for (uint i = thread_index; i < LATENT; i += THREADS) {
@@ -98,7 +98,7 @@ PREPARE = Kernel(
   const float q_factor = metal::rsqrt(q_squares / Q_RANK + EPS);
   const float c_factor = metal::rsqrt(c_squares / LATENT + EPS);
   for (uint i = thread_index; i < Q_RANK; i += THREADS) {
-    query[token * Q_RANK + i] = T(float(source[i]) * q_factor * float(q_norm[i]));
+    query[sequence * Q_RANK + i] = T(float(source[i]) * q_factor * float(q_norm[i]));
   }
   for (uint i = thread_index; i < LATENT; i += THREADS) {
     row[i] = float(T(float(source[Q_RANK + i]) * c_factor * float(kv_norm[i])));
@@ -106,12 +106,13 @@ PREPARE = Kernel(
   for (uint pair = thread_index; pair < ROPE_DIM / 2; pair += THREADS) {
     float even = float(source[Q_RANK + LATENT + 2 * pair]);
     float odd = float(source[Q_RANK + LATENT + 2 * pair + 1]);
-    rotate(&even, &odd, (float(places[0]) + token) * (1.0f / wavelengths[pair]));
+    rotate(&even, &odd, float(places[sequence * 3]) * (1.0f / wavelengths[pair]));
     row[LATENT + 2 * pair] = float(T(even));
     row[LATENT + 2 * pair + 1] = float(T(odd));
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  const Rows cached = ROWS(cache, ulong(places[1]) + token, LATENT + ROPE_DIM);
+  const ulong place = ulong(sequence) * CAPACITY + places[sequence * 3 + 1];
+  const Rows cached = ROWS(cache, place, LATENT + ROPE_DIM);
   store_row(cached, 0, row, LATENT + ROPE_DIM, simdgroup_index_in_threadgroup, thread_index_in_simdgroup);
 """,
 )
@@ -122,7 +123,7 @@ UNPACK_ROWS = Kernel(
     body="""
   const uint place = (threadgroup_position_in_grid.x * THREADS + thread_index_in_threadgroup) * 8;
   const Rows packed = ROWS(cache, ulong(0), WIDTH);
-  if (place < CAPACITY * WIDTH) {
+  if (place < NUMBERS) {
     float values[8];
     load_row(packed, place, values);
     store_floats(unpacked + place, values);
@@ -139,9 +140,9 @@ ABSORB = Kernel(
   const uint simd = simdgroup_index_in_threadgroup;
   const uint thread_index = thread_index_in_threadgroup;
   const uint head = threadgroup_position_in_grid.x;
-  const uint token = threadgroup_position_in_grid.y;
-  const device T* source = query + (token * HEADS + head) * (NOPE_DIM + ROPE_DIM);
-  device T* target = absorbed + (token * HEADS + head) * (LATENT + ROPE_DIM);
+  const uint sequence = threadgroup_position_in_grid.y;
+  const device T* source = query + (sequence * HEADS + head) * (NOPE_DIM + ROPE_DIM);
+  device T* target = absorbed + (sequence * HEADS + head) * (LATENT + ROPE_DIM);
   const uint chunk = lane % CHUNKS;        // which 32 columns
   const uint sub = simd * (32 / CHUNKS) + lane / CHUNKS;  // which rows
   const device W* matrix = w + ulong(head) * NOPE_DIM * ROW_WORDS(LATENT);
@@ -171,7 +172,7 @@ ABSORB = Kernel(
   for (uint pair = thread_index; pair < ROPE_DIM / 2; pair += SIMD_GROUPS * 32) {
     float even = float(source[NOPE_DIM + 2 * pair]);
     float odd = float(source[NOPE_DIM + 2 * pair + 1]);
-    rotate(&even, &odd, (float(places[0]) + token) * (1.0f / wavelengths[pair]));
+    rotate(&even, &odd, float(places[sequence * 3]) * (1.0f / wavelengths[pair]));
     target[LATENT + 2 * pair] = T(even * (ROPE_SCALE * SCALE));
     target[LATENT + 2 * pair + 1] = T(odd * (ROPE_SCALE * SCALE));
   }
@@ -185,10 +186,11 @@ WEIGH = Kernel(
   threadgroup float sums[THREADS / 32];
   const uint thread_index = thread_index_in_threadgroup;
   const uint row = threadgroup_position_in_grid.x;
+  const uint sequence = row / HEADS;
   const device T* source = scores + ulong(row) * CAPACITY;
   device T* target = weights + ulong(row) * CAPACITY;
-  const uint begin = uint(places[2]);
-  const uint end = uint(places[1]) + row / HEADS + 1;  // a token sees itself
+  const uint begin = uint(places[sequence * 3 + 2]);
+  const uint end = uint(places[sequence * 3 + 1]) + 1;  // a token sees itself
   float highest = -INFINITY;
   for (uint i = begin + thread_index; i < end; i += THREADS) highest = metal::max(highest, float(source[i]));
   highest = simd_max(highest);
@@ -220,18 +222,18 @@ def prepare(
     wavelengths: mx.array,
     form: Form,
 ) -> mx.array:
-    """Append the new tokens to the cache and return their normed compressed queries [tokens, q_rank].
+    """Append the new tokens to the cache and return their normed compressed queries [sequences, q_rank].
 
     Args:
-        compressed: [tokens, q_rank + latent + rope_dim]: compressed query, compressed key/value, rotary key.
+        compressed: [sequences, q_rank + latent + rope_dim]: query and key/value, compressed, and rotary key.
         norms: Weights of the two norms, [q_rank] and [latent].
-        cache: Parts of the buffer [1, 1, capacity, latent + rope_dim] (macmoe.kernels.rows), written in
-            place, so nobody else may hold them.
-        places: int32 [3]: position of the first token, its row in the buffer, the first row that is seen.
+        cache: Parts of the buffer [sequences, 1, capacity, latent + rope_dim] (macmoe.kernels.rows), written
+            in place, so nobody else may hold them.
+        places: int32 [sequences, 3]: position of the token, its row in the buffer, the first row it sees.
         wavelengths: Of the rotary pairs [rope_dim / 2], float32, up to 2 pi.
         form: The arrangement.
     """
-    tokens = compressed.shape[0]
+    sequences = len(compressed)
     inputs = {
         "compressed": compressed,
         "q_norm": norms[0],
@@ -247,24 +249,25 @@ def prepare(
         "LATENT": form.latent,
         "ROPE_DIM": form.rope_dim,
         "EPS": form.eps,
+        "CAPACITY": cache[0].shape[2],
         "THREADS": THREADS,
         "SIMD_GROUPS": THREADS // 32,
     }
-    outputs = {"query": ((tokens, form.q_rank), compressed.dtype)}
-    return launch(PREPARE, inputs, outputs, constants, groups=(tokens, 1, 1), threads=THREADS)[0]
+    outputs = {"query": ((sequences, form.q_rank), compressed.dtype)}
+    return launch(PREPARE, inputs, outputs, constants, groups=(sequences, 1, 1), threads=THREADS)[0]
 
 
 def absorb(query: mx.array, up: Stack, places: mx.array, wavelengths: mx.array, form: Form) -> mx.array:
-    """Return queries that can be compared with the cache, scaled: [tokens * heads, latent + rope_dim].
+    """Return queries that can be compared with the cache, scaled: [sequences, heads, latent + rope_dim].
 
     Args:
-        query: [tokens, heads * (nope_dim + rope_dim)].
+        query: [sequences, heads * (nope_dim + rope_dim)].
         up: The key's up-projection as stored, [heads, nope_dim, latent].
         places: See `prepare`.
         wavelengths: See `prepare`.
         form: The arrangement.
     """
-    tokens = query.shape[0]
+    sequences = len(query)
     constants = {
         **up.packing.constants,
         "T": query.dtype,
@@ -280,13 +283,13 @@ def absorb(query: mx.array, up: Stack, places: mx.array, wavelengths: mx.array, 
         "SIMD_GROUPS": SIMD_GROUPS,
     }
     inputs = {"query": query, "places": places, "wavelengths": wavelengths, **up.arrays()}
-    outputs = {"absorbed": ((tokens * form.heads, form.width), query.dtype)}
-    groups = (form.heads, tokens, 1)
+    outputs = {"absorbed": ((sequences, form.heads, form.width), query.dtype)}
+    groups = (form.heads, sequences, 1)
     return launch(ABSORB, inputs, outputs, constants, groups=groups, threads=32 * SIMD_GROUPS)[0]
 
 
 def unpack(cache: Sequence[mx.array], after: mx.array, form: Form) -> mx.array:
-    """Write out a packed cache: [capacity, latent + rope_dim], in the model's type.
+    """Write out a packed cache: [sequences, capacity, latent + rope_dim], in the model's type.
 
     Args:
         cache: Three parts, see `prepare`.
@@ -294,11 +297,12 @@ def unpack(cache: Sequence[mx.array], after: mx.array, form: Form) -> mx.array:
             row is there (MLX knows of it no other way, and its CUDA graphs only know inputs and outputs).
         form: The arrangement.
     """
-    capacity, dtype = cache[0].shape[2], cache[1].dtype
+    sequences, _, capacity, _ = cache[0].shape
+    numbers, dtype = sequences * capacity * form.width, cache[1].dtype
     constants = {
         **rows.constants(cache, form.width),
         "T": dtype,
-        "CAPACITY": capacity,
+        "NUMBERS": numbers,
         "WIDTH": form.width,
         "THREADS": THREADS,
         "SIMD_GROUPS": THREADS // 32,
@@ -306,32 +310,32 @@ def unpack(cache: Sequence[mx.array], after: mx.array, form: Form) -> mx.array:
     (unpacked,) = launch(
         UNPACK_ROWS,
         {**rows.named("cache", cache), "after": after},
-        {"unpacked": ((capacity, form.width), dtype)},
+        {"unpacked": ((sequences, capacity, form.width), dtype)},
         constants,
-        groups=(-(-capacity * form.width // (8 * THREADS)), 1, 1),
+        groups=(-(-numbers // (8 * THREADS)), 1, 1),
         threads=THREADS,
     )
     return unpacked
 
 
 def attend(absorbed: mx.array, cache: Sequence[mx.array], places: mx.array, form: Form) -> mx.array:
-    """Attend to the latents: [tokens * heads, latent], each token to the cache up to its own row.
+    """Attend to the latents: [sequences, heads, latent], each token to its cache up to its own row.
 
     Args:
         absorbed: From `absorb`.
-        cache: See `prepare`, the new tokens included.
+        cache: See `prepare`, the new token included.
         places: See `prepare`.
         form: The arrangement.
     """
     # Only operations that read the buffer as it lies may take it: a copy, such as MLX's products make of rows
     # with gaps, would depend on nothing that `prepare` returns, and could come before it. So the values are
     # cut out of the result.
-    keys = cache[0][0, 0] if len(cache) == 1 else unpack(cache, absorbed, form)
-    scores = absorbed @ keys.T  # [tokens * heads, capacity]
+    keys = cache[0].squeeze(1) if len(cache) == 1 else unpack(cache, absorbed, form)
+    scores = absorbed @ keys.swapaxes(-1, -2)  # [sequences, heads, capacity]
     constants = {
         "T": keys.dtype,
         "HEADS": form.heads,
-        "CAPACITY": keys.shape[0],
+        "CAPACITY": keys.shape[1],
         "THREADS": THREADS,
     }
     (weights,) = launch(
@@ -339,7 +343,7 @@ def attend(absorbed: mx.array, cache: Sequence[mx.array], places: mx.array, form
         {"scores": scores, "places": places},
         {"weights": (scores.shape, scores.dtype)},
         constants,
-        groups=(scores.shape[0], 1, 1),
+        groups=(len(scores) * form.heads, 1, 1),
         threads=THREADS,
     )
-    return (weights @ keys)[:, : form.latent]
+    return (weights @ keys)[..., : form.latent]

@@ -262,6 +262,7 @@ class ModelCache:
     def __init__(self, layers: Sequence[LayerCache], left_padding: Sequence[int] | None = None) -> None:
         self.layers = list(layers)
         self.left_padding = left_padding_array(left_padding)
+        self.padding = None if left_padding is None else tuple(left_padding)  # the same, on the host
 
     def __iter__(self) -> Iterator[LayerCache]:
         return iter(self.layers)
@@ -270,6 +271,14 @@ class ModelCache:
     def offset(self) -> int:
         """Number of tokens seen so far."""
         return self.layers[0].offset
+
+    @property
+    def sequences(self) -> int:
+        """Sequences of the batch; one while nothing is held or said about it."""
+        if self.padding is not None:
+            return len(self.padding)
+        held = self.layers[0].state
+        return len(held[0]) if held else 1
 
     @property
     def bits(self) -> int | None:
@@ -322,5 +331,5 @@ class ModelCache:
     def copy(self) -> "ModelCache":
         """Return an independent copy."""
         twin = type(self)([layer.copy() for layer in self.layers])
-        twin.left_padding = self.left_padding
+        twin.left_padding, twin.padding = self.left_padding, self.padding
         return twin

@@ -86,6 +86,31 @@ def kernel_activation(activation: Activation) -> tuple[int, float] | None:
     return None
 
 
+def few_tokens(
+    stacks: tuple[kernels.Stack, kernels.Stack],
+    x: mx.array,
+    chosen: mx.array,
+    weights: mx.array,
+    activation: tuple[int, float],
+    shared: tuple[kernels.Stack, kernels.Stack] | None = None,
+) -> mx.array:
+    """Apply experts to a few tokens by kernels, each expert read once, and return the weighted sum.
+
+    Args:
+        stacks: Matrices of gate and up, and of down.
+        x: [tokens, dim].
+        chosen: Experts of each token [tokens, slots], uint32.
+        weights: Theirs [tokens, slots].
+        activation: See `kernel_activation`.
+        shared: One more expert, see `kernels.expert_rows`.
+    """
+    up, down = shared or (None, None)
+    kind, limit = activation
+    hidden = kernels.expert_rows(stacks[0], x, chosen, activation=kind, limit=limit, shared=up)
+    y = kernels.expert_rows(stacks[1], hidden, chosen, shared=down)  # [tokens, slots, dim]
+    return weighted_sum(y, weights, x.dtype)
+
+
 class Experts(nn.Module):
     """Routed experts, stacked, gate and up fused in one matrix (gate rows first).
 
@@ -132,13 +157,10 @@ class Experts(nn.Module):
         stacks: tuple[kernels.Stack, kernels.Stack],
     ) -> mx.array:
         """Apply the experts to a few tokens, each expert read once; the gradient is that of the modules."""
-        kind, limit = kernel_activation(self.activation) or (kernels.NONE, 0.0)
+        activation = kernel_activation(self.activation) or (kernels.NONE, 0.0)
 
         def forward(x: mx.array, weights: mx.array) -> mx.array:
-            chosen = experts.astype(mx.uint32)
-            hidden = kernels.expert_rows(stacks[0], x, chosen, activation=kind, limit=limit)
-            y = kernels.expert_rows(stacks[1], hidden, chosen)  # [tokens, top_k, dim]
-            return weighted_sum(y, weights, x.dtype)
+            return few_tokens(stacks, x, experts.astype(mx.uint32), weights, activation)
 
         product: Any = mx.custom_function(forward)
 

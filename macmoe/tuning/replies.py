@@ -13,7 +13,7 @@ import mlx.nn as nn
 from macmoe.chat.events import AnswerText, ThinkingText
 from macmoe.chat.messages import Segment
 from macmoe.families import Model
-from macmoe.generate import check_prompt
+from macmoe.generate import check_prompt, following_logits
 from macmoe.sampling import Sampler, SamplingOptions
 from macmoe.session import Session
 from macmoe.tuning.records import Question
@@ -117,9 +117,13 @@ def generate_batch(
     cache.reserve(longest + max_tokens)
     sampler.begin(prompts[0])
     written: list[list[int]] = [[] for _ in prompts]
-    for _ in range(max_tokens):
-        logits = model.logits(model.hidden(tokens, cache)[:, -1:])[:, -1]  # [batch, vocab]
-        chosen, _ = sampler(logits)
+    logits = model.logits(model.hidden(tokens, cache)[:, -1:])[:, -1]  # [batch, vocab]
+    mx.eval(logits)
+    following = following_logits(model, cache)
+    chosen, _ = sampler(logits)
+    for number in range(max_tokens):
+        if number:
+            chosen, _ = sampler(following(chosen))
         going = False
         for ids, token in zip(written, cast("list[int]", chosen.tolist()), strict=True):
             if not ids or ids[-1] not in stop_ids:
@@ -127,7 +131,6 @@ def generate_batch(
                 going |= token not in stop_ids
         if not going:
             break
-        tokens = chosen[:, None]
     return written
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import mlx.core as mx
 
 from macmoe.kernels import experts, latent_attention, routing
+from tests.kernels.attention import (
+    AttentionShape,
+    case_grouped_attention,
+    case_latent_attention,
+    case_latent_weights,
+)
 from tests.kernels.cases import (
     PACKINGS,
-    AttentionShape,
     ExpertShape,
     Runner,
     case_add_norm,
     case_experts,
-    case_grouped_attention,
-    case_latent_attention,
-    case_latent_weights,
     case_route,
 )
 
@@ -62,24 +64,35 @@ def small_cases(dtype: mx.Dtype) -> dict[str, Runner]:
         ragged = ExpertShape(packing=packing, tokens=9, count=4, top_k=2, dim=128, hidden=64, bias=True)
         crowded = ExpertShape(packing=packing, tokens=32, count=3, top_k=2, dim=64, hidden=64)
         joined = ExpertShape(packing=packing, tokens=1, count=4, top_k=2, dim=128, hidden=64, shared=True)
+        together = ExpertShape(packing=packing, tokens=3, count=4, top_k=2, dim=128, hidden=64, shared=True)
         cases |= {
             f"experts {name}": lambda form=one: case_experts(dtype, form),
             f"experts {name}, bias, clamped": lambda form=wide: case_experts(dtype, form),
             f"experts {name}, 9 tokens": lambda form=ragged: case_experts(dtype, form),
             f"experts {name}, 32 tokens": lambda form=crowded: case_experts(dtype, form),
             f"experts {name}, shared": lambda form=joined: case_experts(dtype, form),
+            f"experts {name}, shared, 3 tokens": lambda form=together: case_experts(dtype, form),
             f"latent {name}": lambda packing=packing: case_latent_attention(
-                dtype, latent_form(4, 96, 64, 16, 16), packing, tokens=1, past=37, capacity=64
+                dtype, latent_form(4, 96, 64, 16, 16), packing, past=37, capacity=64
             ),
         }
-    cases["latent 3 tokens"] = lambda: case_latent_attention(
-        dtype, latent_form(2, 64, 256, 32, 64), PACKINGS["plain"], tokens=3, past=0, capacity=16
+    cases["latent first token"] = lambda: case_latent_attention(
+        dtype, latent_form(2, 64, 256, 32, 64), PACKINGS["plain"], past=0, capacity=16
+    )
+    cases["latent 3 sequences"] = lambda: case_latent_attention(
+        dtype, latent_form(4, 96, 64, 16, 16), PACKINGS["affine4"], past=37, capacity=61, padding=(0, 11, 35)
     )
     cases["latent packed cache"] = lambda: case_latent_attention(
-        dtype, latent_form(4, 96, 64, 16, 32), PACKINGS["affine4"], tokens=1, past=37, capacity=61, group=32
+        dtype, latent_form(4, 96, 64, 16, 32), PACKINGS["affine4"], past=37, capacity=61, group=32
     )
-    cases["latent packed cache, 3 tokens"] = lambda: case_latent_attention(
-        dtype, latent_form(2, 64, 128, 32, 64), PACKINGS["plain"], tokens=3, past=0, capacity=16, group=64
+    cases["latent packed cache, 3 sequences"] = lambda: case_latent_attention(
+        dtype,
+        latent_form(2, 64, 128, 32, 64),
+        PACKINGS["plain"],
+        past=9,
+        capacity=16,
+        padding=(3, 0, 7),
+        group=64,
     )
     cases["latent weights"] = lambda: case_latent_weights(
         dtype, latent_form(4, 64, 32, 16, 16), first=5, past=700, capacity=777
@@ -105,9 +118,31 @@ def small_cases(dtype: mx.Dtype) -> dict[str, Runner]:
         "attention packed first token": AttentionShape(
             heads=4, kv_heads=4, head_dim=64, cached=0, capacity=8, group=64
         ),
-    }
+    } | batches()
     return cases | {
         name: lambda form=form: case_grouped_attention(dtype, form) for name, form in shapes.items()
+    }
+
+
+def batches() -> dict[str, AttentionShape]:
+    """Return shapes with several sequences; of the first ones the last sequence sees itself alone."""
+    ragged = {"cached": 45, "capacity": 64, "padding": (0, 17, 43)}
+    odd = {"heads": 6, "kv_heads": 2, "cached": 33, "capacity": 40, "padding": (9, 0, 30)}
+    return {
+        "attention 3 sequences": AttentionShape(heads=4, kv_heads=2, head_dim=16, **ragged),
+        "attention 3 sequences in parts, bias, sinks": AttentionShape(
+            heads=4, kv_heads=1, head_dim=32, bias=True, sinks=True, **ragged
+        ),
+        "attention 3 sequences, window": AttentionShape(
+            heads=8, kv_heads=2, head_dim=16, window=True, first=12, bias=True, sinks=True, **ragged
+        ),
+        "attention 3 sequences 128, odd cache": AttentionShape(head_dim=128, norm=True, **odd),
+        "attention 3 sequences, packed 128, odd cache": AttentionShape(
+            head_dim=128, norm=True, group=64, **odd
+        ),
+        "attention 3 sequences in parts, packed": AttentionShape(
+            heads=4, kv_heads=1, head_dim=32, bias=True, sinks=True, group=32, **ragged
+        ),
     }
 
 
@@ -136,7 +171,6 @@ def real_cases(dtype: mx.Dtype) -> dict[str, Runner]:
             dtype,
             latent_form(128, 1536, 512, 128, 64),
             PACKINGS["affine4"],
-            tokens=1,
             past=2047,
             capacity=4096,
         ),
@@ -144,7 +178,6 @@ def real_cases(dtype: mx.Dtype) -> dict[str, Runner]:
             dtype,
             latent_form(128, 1536, 512, 128, 64),
             PACKINGS["affine4"],
-            tokens=1,
             past=2047,
             capacity=4096,
             group=64,
@@ -152,13 +185,13 @@ def real_cases(dtype: mx.Dtype) -> dict[str, Runner]:
         "latent weights deepseek": lambda: case_latent_weights(
             dtype, latent_form(128, 1536, 512, 128, 64), first=0, past=8191, capacity=9216
         ),
-        "latent deepseek 4 tokens": lambda: case_latent_attention(
+        "latent deepseek 4 sequences": lambda: case_latent_attention(
             dtype,
             latent_form(128, 1536, 512, 128, 64),
             PACKINGS["affine4"],
-            tokens=4,
             past=100,
             capacity=256,
+            padding=(40, 0, 7, 90),
         ),
     }
     forms = {
@@ -197,6 +230,9 @@ def real_cases(dtype: mx.Dtype) -> dict[str, Runner]:
         ),
         "attention qwen3": AttentionShape(
             heads=32, kv_heads=4, head_dim=128, cached=8000, capacity=8192, norm=True
+        ),
+        "attention qwen3 4 sequences": AttentionShape(
+            heads=32, kv_heads=4, head_dim=128, cached=800, capacity=1024, norm=True, padding=(0, 9, 700, 41)
         ),
         "attention packed gpt-oss": AttentionShape(
             heads=64, kv_heads=8, head_dim=64, cached=8000, capacity=8192, bias=True, sinks=True, group=64

@@ -5,6 +5,8 @@ from __future__ import annotations
 import mlx.core as mx
 import pytest
 
+import macmoe
+from macmoe.decoding.step import DecodeStep
 from macmoe.kernels import grouped_attention, source
 from tests.kernels.shapes import route_cases, small_cases
 from tests.metal import emulator
@@ -31,6 +33,21 @@ def emulate(monkeypatch):
 
     yield use
     source._compiled.cache_clear()
+
+
+@pytest.fixture
+def session_with_step(emulate):
+    """A built-in model, and its step as the emulator runs it: uncompiled, since every launch runs at once."""
+
+    def load(name):
+        session = macmoe.load(name, "float32")
+        emulate()
+        step = DecodeStep.of(session.model)
+        assert step is not None
+        step.run = step.trace
+        return session, step
+
+    return load
 
 
 @pytest.fixture

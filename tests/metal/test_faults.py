@@ -23,7 +23,7 @@ FAULTS = {
         f"{BARRIER}\n  const uint thread_index",
         "const uint thread_index",
     ),
-    "no barrier in attention": ("attention", f"{BARRIER}\n\n  const Rows key_rows", "const Rows key_rows"),
+    "no barrier in attention": ("attention", f"{BARRIER}\n\n  const ulong base", "const ulong base"),
     "no barrier after packing": (
         "attention packed 128, odd cache",
         f"#if MODE != PLAIN\n  {BARRIER}",
@@ -41,7 +41,7 @@ FAULTS = {
         "low = simd_min(low);",
         "low = metal::min(low, simd_shuffle_xor(low, 1));",
     ),
-    "part of a cache is not unpacked": ("latent packed cache", "place < CAPACITY", "place < (CAPACITY - 1)"),
+    "part of a cache is not unpacked": ("latent packed cache", "place < NUMBERS", "place < NUMBERS - WIDTH"),
     "no barrier in absorb": (
         "latent plain",
         f"{BARRIER}\n  for (uint i = thread_index; i < LATENT",
@@ -61,10 +61,66 @@ FAULTS = {
     ),
     "one chunk too many": ("experts plain", "chunk < COLUMNS / 32;", "chunk <= COLUMNS / 32;"),
     "one key too many": ("attention", "sub < to;", "sub <= to;"),
+    "the place of another sequence": (
+        "attention 3 sequences",
+        "uint(places[sequence * 3 + 1])",
+        "uint(places[1])",
+    ),
+    "the position of another sequence": (
+        "attention 3 sequences, window",
+        "float(places[sequence * 3])",
+        "float(places[0])",
+    ),
+    "padding is seen": (
+        "attention 3 sequences in parts, bias, sinks",
+        "uint(places[sequence * 3 + 2])",
+        "uint(places[2])",
+    ),
+    "the cache of another sequence": (
+        "attention 3 sequences, packed 128, odd cache",
+        "(ulong(sequence) * KV_HEADS + kv) * CAPACITY",
+        "ulong(kv) * CAPACITY",
+    ),
+    "the queries of another sequence": (
+        "attention 3 sequences",
+        "sequence * (HEADS + 2 * KV_HEADS) * HEAD_DIM + column",
+        "column",
+    ),
+    "the sink of another head": (
+        "attention 3 sequences in parts, bias, sinks",
+        "sinks[head % HEADS]",
+        "sinks[head / (threadgroups_per_grid.x / HEADS)]",
+    ),
     "one key too few": (
         "latent plain",
-        "uint(places[1]) + row / HEADS + 1",
-        "uint(places[1]) + row / HEADS",
+        "uint(places[sequence * 3 + 1]) + 1",
+        "uint(places[sequence * 3 + 1])",
+    ),
+    "the latents of another sequence": (
+        "latent packed cache, 3 sequences",
+        "ulong(sequence) * CAPACITY + places",
+        "places",
+    ),
+    "the row of another sequence": (
+        "latent 3 sequences",
+        "* CAPACITY + places[sequence * 3 + 1]",
+        "* CAPACITY + places[1]",
+    ),
+    "keys turned to another sequence's position": (
+        "latent 3 sequences",
+        "rotate(&even, &odd, float(places[sequence * 3]) * (1.0f / wavelengths[pair]));\n    row",
+        "rotate(&even, &odd, float(places[0]) * (1.0f / wavelengths[pair]));\n    row",
+    ),
+    "queries turned to another sequence's position": (
+        "latent 3 sequences",
+        "rotate(&even, &odd, float(places[sequence * 3]) * (1.0f / wavelengths[pair]));\n    target",
+        "rotate(&even, &odd, float(places[0]) * (1.0f / wavelengths[pair]));\n    target",
+    ),
+    "padding is weighed": ("latent 3 sequences", "uint(places[sequence * 3 + 2])", "uint(places[2])"),
+    "rows of another sequence are weighed": (
+        "latent 3 sequences",
+        "uint(places[sequence * 3 + 1]) + 1",
+        "uint(places[1]) + 1",
     ),
     "the wrong scale": ("experts mxfp8", "? 16384.0f : 256.0f", "? 16384.0f : 128.0f"),
     "the low nibble twice": ("experts affine4", "word >> (4 * i)", "word >> (4 * (i / 2))"),

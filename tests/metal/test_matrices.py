@@ -33,7 +33,8 @@ def test_large_matrix_gives_the_product_of_mlx(large, mode):
     matrix = matrices.join(pair, x.dtype)
     wanted = matrix(x)
     large()
-    assert matrix.large() is not None
+    assert matrix.large(x) is not None
+    assert matrix.large(mx.concatenate([x, x])) is None
     assert mx.allclose(matrix(x), wanted, atol=1e-5)
 
 

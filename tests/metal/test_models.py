@@ -11,7 +11,6 @@ import macmoe
 from macmoe.decoding import choice, launches
 from macmoe.decoding.examination import Check, Verdict, examine, in_float32, mixtures, with_past
 from macmoe.decoding.launches import check_kernels
-from macmoe.decoding.step import DecodeStep
 from macmoe.generate import generate
 from macmoe.location import BUILT_IN
 from macmoe.sampling import Sampler, SamplingOptions
@@ -19,21 +18,6 @@ from tests.metal.test_faults import planted
 
 PROMPT = "What is 347 + 586?"
 TOKENS = 12
-
-
-@pytest.fixture
-def session_with_step(emulate):
-    """A built-in model, and its step as the emulator runs it: uncompiled, since every launch runs at once."""
-
-    def load(name):
-        session = macmoe.load(name, "float32")
-        emulate()
-        step = DecodeStep.of(session.model)
-        assert step is not None
-        step.run = step.trace
-        return session, step
-
-    return load
 
 
 def verdict_of(error, *, seconds):
@@ -88,7 +72,7 @@ def test_examination_finds_a_planted_error(session_with_step):
         return x, 1.001 * y
 
     step.layers = (replace(right, feed_forward=wrong), *step.layers[1:])
-    assert set(examine(session.model, step).wrong) == {"function"}
+    assert set(examine(session.model, step).wrong) == {"function", "function, 2 sequences"}
 
 
 def test_a_module_in_float32_gets_its_numbers_back(session_with_step):
@@ -163,7 +147,8 @@ def test_self_check_sees_how_a_cache_is_read(session_with_step):
     wrong.output = right.attention.output
     step.layers = (replace(right, attention=wrong), *step.layers[1:])
     assert not examine(session.model, step).wrong
-    assert set(examine(session.model, step, 8).wrong) == {"attention, window None"}
+    kind = "attention, window None"
+    assert set(examine(session.model, step, 8).wrong) == {kind, f"{kind}, 2 sequences"}
 
 
 def test_each_kind_of_cache_is_judged_once(session_with_step, monkeypatch):

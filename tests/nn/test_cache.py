@@ -134,3 +134,12 @@ def test_a_copied_model_cache_is_independent():
     assert cache.state[0].shape[2] == 5
     assert twin.left_padding is not None
     assert twin.left_padding.tolist() == [2, 0]
+    assert twin.padding == (2, 0)
+
+
+def test_a_model_cache_knows_how_many_sequences_it_holds():
+    cache = ModelCache([FullCache()])
+    assert cache.sequences == 1
+    cache.layers[0].update(mx.zeros((3, 1, 5, 8)))
+    assert cache.sequences == cache.copy().sequences == 3
+    assert ModelCache([FullCache()], left_padding=[0, 0]).sequences == 2
