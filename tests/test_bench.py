@@ -10,15 +10,24 @@ import pytest
 from mlx.utils import tree_flatten
 
 from macmoe.bench.counting import Kernels
-from macmoe.bench.measure import Plan, decode_case, prefill_case, random_drafts, random_prompt, verify_case
+from macmoe.bench.measure import (
+    WARM_UP_PASSES,
+    Plan,
+    batch_case,
+    decode_case,
+    prefill_case,
+    random_prompt,
+    verify_case,
+)
 from macmoe.bench.peer import peer_model
 from macmoe.bench.run import Subject, Work, run
-from macmoe.bench.sides import Ours, Peer
+from macmoe.bench.sides import Ours, Passes, Peer
 from macmoe.bench.traffic import token_bytes, weight_bytes
 from macmoe.bench.weights import MXFP4, packings, random_model, shortened
 from macmoe.config import load_json
 from macmoe.errors import UsageError
 from macmoe.families import family_of
+from macmoe.generate import following_logits
 from macmoe.inspection import describe
 from macmoe.location import ASSETS, BUILT_IN
 from macmoe_converters.targets import hub_spelling
@@ -168,14 +177,17 @@ def test_both_sides_write_the_same_after_a_filled_cache(family):
     assert list(ours.decode(40, 12)) == list(theirs.decode(40, 12))
 
 
+@pytest.mark.parametrize(
+    ("measure", "kind"), [(verify_case, "verify"), (batch_case, "batch")], ids=["verify", "batch"]
+)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_both_sides_choose_alike_at_every_place_of_a_draft(family):
+def test_both_sides_choose_alike_at_every_place_of_a_pass(family, measure, kind):
     sides = both_sides(family)
     plan = Plan(passes=3, rounds=2)
-    drafts = random_drafts(sides["macmoe"].model.config.vocab_size, 5, plan)
-    case = verify_case(sides, 150, drafts, plan)  # longer than a sliding window
-    assert (case.kind, case.size, case.context) == ("verify", 5, 150)
-    assert case.same_tokens == 5 * len(drafts)
+    vocab = sides["macmoe"].model.config.vocab_size
+    case = measure(sides, vocab, 150, 5, plan)  # longer than a sliding window
+    assert (case.kind, case.size, case.context) == (kind, 5, 150)
+    assert case.same_tokens == 5 * (WARM_UP_PASSES + plan.passes)
     assert {name: (times.tokens, len(times.seconds)) for name, times in case.sides.items()} == {
         "macmoe": (15, 2),
         "mlx-lm": (15, 2),
@@ -185,19 +197,23 @@ def test_both_sides_choose_alike_at_every_place_of_a_draft(family):
 def test_a_draft_is_answered_as_its_tokens_one_by_one():
     model, config = drawn("qwen3")
     ids = random_prompt(config["vocab_size"], 6)
-    (together,) = Ours(model).verify(40, [ids])
-    assert together == [chosen for (chosen,) in Ours(model).verify(40, [[token] for token in ids])]
+    (together,) = Ours(model).passes(40, [[ids]])
+    assert together == [chosen for (chosen,) in Ours(model).passes(40, [[[token]] for token in ids])]
 
 
+@pytest.mark.parametrize("passes", [[[[1, 2]]], [[[1], [2], [3]]]], ids=["verify", "batch"])
 @pytest.mark.parametrize("bits", [None, 8])
-def test_kernels_are_decided_on_before_the_first_draft(monkeypatch, bits):
+def test_kernels_are_decided_on_before_the_first_pass(monkeypatch, bits, passes):
     model, _ = drawn("qwen3")
-    seen: list[tuple[int, int | None]] = []
-    monkeypatch.setattr(
-        "macmoe.bench.sides.decode_step", lambda _, cache: seen.append((cache.offset, cache.bits))
-    )
-    next(Ours(model, bits).verify(40, [[1, 2]]))
-    assert seen == [(40, bits)]
+    seen: list[tuple[int, int, int | None]] = []
+
+    def following(model, cache):
+        seen.append((cache.sequences, cache.offset, cache.bits))
+        return following_logits(model, cache)
+
+    monkeypatch.setattr("macmoe.bench.sides.following_logits", following)
+    next(Ours(model, bits).passes(40, passes))
+    assert seen == [(len(passes[0]), 40, bits)]
 
 
 @dataclass
@@ -218,10 +234,10 @@ class Fake:
             raise self.failure
         return self.ids[0]
 
-    def verify(self, context: int, drafts: Sequence[Sequence[int]]) -> Iterator[list[int]]:  # noqa: ARG002
+    def passes(self, context: int, passes: Passes) -> Iterator[list[int]]:  # noqa: ARG002
         if self.failure:
             raise self.failure
-        return (list(self.ids[: len(draft)]) for draft in drafts)
+        return (list(self.ids) for _ in passes)
 
     def cache_bytes(self, context: int) -> int:
         return context
@@ -236,7 +252,8 @@ def test_a_side_that_fails_is_reported_and_the_other_one_measured():
     for case in (
         decode_case(sides, 8, plan),
         prefill_case(sides, [1, 2], plan),
-        verify_case(sides, 8, random_drafts(9, 3, plan), plan),
+        verify_case(sides, 9, 8, 3, plan),
+        batch_case(sides, 9, 8, 3, plan),
     ):
         assert len(case.sides["macmoe"].seconds) == 2
         assert case.sides["mlx-lm"].failure == "MemoryError: no room left"
@@ -261,19 +278,22 @@ def test_tokens_are_alike_until_the_first_difference():
 def test_a_report_has_every_case_asked_for():
     model, config = drawn("qwen3")
     subject = Subject(name="tiny", model=model, config=config)
-    work = Work(contexts=(8, 16), prompts=(4,), drafts=(3,), plan=Plan(tokens=2, passes=2, rounds=1))
+    work = Work(
+        contexts=(8, 16), prompts=(4,), drafts=(3,), batches=(2,), plan=Plan(tokens=2, passes=2, rounds=1)
+    )
     seen: list[int] = []
     report = run(
         subject, subject.sides(against_peer=True), work, done=lambda report: seen.append(len(report.cases))
     )
-    assert seen == [1, 2, 3, 4]
-    assert work.cases == 4
+    assert seen == [1, 2, 3, 4, 5]
+    assert work.cases == 5
     figures = report.to_json()
     assert [(case["kind"], case["size"], case["context"]) for case in figures["cases"]] == [
         ("decode", 8, 8),
         ("decode", 16, 16),
         ("prefill", 4, 0),
         ("verify", 3, 8),
+        ("batch", 2, 8),
     ]
     decode = figures["cases"][0]
     assert decode["limit_rate"] == pytest.approx(
@@ -286,6 +306,6 @@ def test_a_report_has_every_case_asked_for():
 
 def test_verifying_alone_follows_the_usual_context_and_brings_no_other_case():
     plan = Plan()
-    assert Work.asked((), (), (2, 8), plan) == Work(drafts=(2, 8), plan=plan)
-    assert Work(drafts=(2,)).verify_after == 512
-    assert Work.asked((), (), (), plan) == Work(contexts=(512,), prompts=(2_048,), plan=plan)
+    assert Work.asked(drafts=(2, 8), plan=plan) == Work(drafts=(2, 8), plan=plan)
+    assert Work(drafts=(2,)).after == 512
+    assert Work.asked(plan=plan) == Work(contexts=(512,), prompts=(2_048,), plan=plan)

@@ -1,6 +1,7 @@
 """Times and memory of cases, of one side or of two in turn.
 
-Decoding after a context, reading a prompt, or verifying: several tokens at once after a context.
+Decoding after a context, one sequence or several; reading a prompt; or verifying: several tokens at once
+after a context.
 """
 
 from __future__ import annotations
@@ -10,18 +11,18 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import mlx.core as mx
 
-from macmoe.bench.sides import Side
+from macmoe.bench.sides import Passes, Side
 
 WARM_UP = 16  # tokens decoded before the clock starts
 # Tokens of the prompt before the first timed one: several chunks of either side, for all their kernels.
 WARM_UP_PROMPT = 8_192
-WARM_UP_PASSES = 4  # drafts verified before the clock starts
-DECODE, PREFILL, VERIFY = "decode", "prefill", "verify"
+WARM_UP_PASSES = 4  # over several tokens, before the clock starts
+DECODE, PREFILL, VERIFY, BATCH = "decode", "prefill", "verify", "batch"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +31,7 @@ class Plan:
 
     Attributes:
         tokens: Decoded in a round, after the warm-up.
-        passes: Drafts verified in a round, after the warm-up; few, because each makes the cache longer.
+        passes: Over several tokens in a round, after the warm-up; few, because each makes the cache longer.
         rounds: Measurements of each side, in turn.
         time_limit: Seconds for one case; no round begins after them.
     """
@@ -46,8 +47,8 @@ class Times:
     """One side of a case.
 
     Attributes:
-        seconds: Of each round: all tokens of a decode, all passes over drafts, or until the first token after
-            a prompt.
+        seconds: Of each round: all tokens of a decode, all passes over several tokens, or until the first
+            token after a prompt.
         tokens: Tokens of a round.
         ids: What the side chose in the warm-up.
         peak_bytes: Most memory held in a round, as if the side were alone: its weights and what came on top.
@@ -93,8 +94,8 @@ class Case:
     """What was measured.
 
     Attributes:
-        kind: One of `DECODE`, `PREFILL` and `VERIFY`.
-        size: Tokens in the cache (decode), in the prompt (prefill) or in a draft (verify).
+        kind: One of `DECODE`, `PREFILL`, `VERIFY` and `BATCH`.
+        size: Tokens in the cache (decode), in the prompt (prefill) or in a draft (verify); sequences (batch).
         context: Tokens in the cache at first.
         sides: The figures by side.
     """
@@ -137,10 +138,11 @@ def random_prompt(vocab: int, tokens: int) -> list[int]:
     return ids
 
 
-def random_drafts(vocab: int, tokens: int, plan: Plan) -> list[list[int]]:
-    """Return random drafts [passes, tokens] for a round and its warm-up, the same at every call."""
-    ids = random_prompt(vocab, tokens * (WARM_UP_PASSES + plan.passes))
-    return [ids[begin : begin + tokens] for begin in range(0, len(ids), tokens)]
+def random_passes(vocab: int, sequences: int, tokens: int, plan: Plan) -> list[list[list[int]]]:
+    """Return random tokens [passes, sequences, tokens] for a round and its warm-up, always the same."""
+    ids = iter(random_prompt(vocab, sequences * tokens * (WARM_UP_PASSES + plan.passes)))
+    rows = [list(islice(ids, tokens)) for _ in range(sequences * (WARM_UP_PASSES + plan.passes))]
+    return [rows[begin : begin + sequences] for begin in range(0, len(rows), sequences)]
 
 
 def decode_case(sides: Mapping[str, Side], context: int, plan: Plan) -> Case:
@@ -172,31 +174,39 @@ def prefill_case(sides: Mapping[str, Side], prompt: Sequence[int], plan: Plan) -
     return Case(kind=PREFILL, size=len(prompt), context=0, sides=times)
 
 
-def verify_case(sides: Mapping[str, Side], context: int, drafts: Sequence[Sequence[int]], plan: Plan) -> Case:
-    """Measure passes over several tokens at once after `context` others.
+def verify_case(sides: Mapping[str, Side], vocab: int, context: int, tokens: int, plan: Plan) -> Case:
+    """Measure passes over drafts of so many tokens after `context` others."""
+    times = _of_passes(sides, context, random_passes(vocab, 1, tokens, plan), plan)
+    return Case(kind=VERIFY, size=tokens, context=context, sides=times)
 
-    Args:
-        sides: Who reads them.
-        context: Tokens in the cache at first; every pass adds its own.
-        drafts: See `random_drafts`: given, so that all sides read the same whatever they choose.
-        plan: How.
-    """
+
+def batch_case(sides: Mapping[str, Side], vocab: int, context: int, sequences: int, plan: Plan) -> Case:
+    """Measure passes over one token of each of so many sequences, after `context` tokens each."""
+    times = _of_passes(sides, context, random_passes(vocab, sequences, 1, plan), plan)
+    return Case(kind=BATCH, size=sequences, context=context, sides=times)
+
+
+def _of_passes(sides: Mapping[str, Side], context: int, passes: Passes, plan: Plan) -> dict[str, Times]:
+    """Measure passes over given tokens, so that all sides read the same whatever they choose."""
 
     def warm_up(side: Side) -> list[int]:
-        return list(chain.from_iterable(side.verify(context, drafts)))
+        return list(chain.from_iterable(side.passes(context, passes)))
 
     def seconds(side: Side) -> float:
-        return _seconds(side.verify(context, drafts), WARM_UP_PASSES, plan.passes)
+        return _seconds(side.passes(context, passes), WARM_UP_PASSES, plan.passes)
 
-    size = len(drafts[0])
-    times = _times(sides, size * plan.passes, context)
+    sequences = len(passes[0])
+    times = _times(sides, sequences * len(passes[0][0]) * plan.passes, context, sequences)
     _take(sides, times, warm_up, seconds, plan)
-    return Case(kind=VERIFY, size=size, context=context, sides=times)
+    return times
 
 
-def _times(sides: Mapping[str, Side], tokens: int, cached: int) -> dict[str, Times]:
-    """Return times to be filled, of rounds of `tokens`, with the bytes of a cache of `cached` tokens."""
-    return {name: Times(tokens=tokens, cache_bytes=side.cache_bytes(cached)) for name, side in sides.items()}
+def _times(sides: Mapping[str, Side], tokens: int, cached: int, sequences: int = 1) -> dict[str, Times]:
+    """Return times to be filled, of rounds of `tokens`; the caches hold `cached` tokens of each sequence."""
+    return {
+        name: Times(tokens=tokens, cache_bytes=sequences * side.cache_bytes(cached))
+        for name, side in sides.items()
+    }
 
 
 def _seconds(steps: Iterator[Any], before: int, timed: int) -> float:

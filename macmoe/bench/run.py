@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import mlx.core as mx
@@ -15,9 +15,9 @@ from macmoe.bench.measure import (
     Case,
     Plan,
     Times,
+    batch_case,
     decode_case,
     prefill_case,
-    random_drafts,
     random_prompt,
     verify_case,
 )
@@ -84,31 +84,30 @@ class Work:
         contexts: Tokens in the cache when decoding.
         prompts: Tokens of the prompts to read.
         drafts: Tokens of the drafts to verify, after the first of the contexts or the usual one.
+        batches: Sequences to decode at once, after as many tokens.
         plan: How.
     """
 
     contexts: tuple[int, ...] = ()
     prompts: tuple[int, ...] = ()
     drafts: tuple[int, ...] = ()
+    batches: tuple[int, ...] = ()
     plan: Plan = field(default_factory=Plan)
 
     @classmethod
-    def asked(
-        cls, contexts: tuple[int, ...], prompts: tuple[int, ...], drafts: tuple[int, ...], plan: Plan
-    ) -> Work:
+    def asked(cls, **asked: Any) -> Work:
         """Return the cases asked for; where none is, decoding and a prompt."""
-        if not contexts and not prompts and not drafts:
-            contexts, prompts = USUAL_CONTEXTS, USUAL_PROMPTS
-        return cls(contexts=contexts, prompts=prompts, drafts=drafts, plan=plan)
+        work = cls(**asked)
+        return work if work.cases else replace(work, contexts=USUAL_CONTEXTS, prompts=USUAL_PROMPTS)
 
     @property
     def cases(self) -> int:
         """How many there are."""
-        return len(self.contexts) + len(self.prompts) + len(self.drafts)
+        return sum(map(len, (self.contexts, self.prompts, self.drafts, self.batches)))
 
     @property
-    def verify_after(self) -> int:
-        """Tokens in the cache before the first draft."""
+    def after(self) -> int:
+        """Tokens in the cache before the first draft, or of each sequence of a batch."""
         return (self.contexts or USUAL_CONTEXTS)[0]
 
 
@@ -235,4 +234,6 @@ def _cases(vocab: int, sides: Mapping[str, Side], work: Work) -> Iterator[Case]:
     for tokens in work.prompts:
         yield prefill_case(sides, random_prompt(vocab, tokens), plan)
     for tokens in work.drafts:
-        yield verify_case(sides, work.verify_after, random_drafts(vocab, tokens, plan), plan)
+        yield verify_case(sides, vocab, work.after, tokens, plan)
+    for sequences in work.batches:
+        yield batch_case(sides, vocab, work.after, sequences, plan)

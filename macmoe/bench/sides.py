@@ -13,12 +13,15 @@ from macmoe.bench.counting import Kernels, peer_kernels, plain_kernels, step_ker
 from macmoe.bench.traffic import cache_bytes, state_shapes
 from macmoe.decoding.choice import decode_step
 from macmoe.families import Model
-from macmoe.generate import generate
+from macmoe.generate import following_logits, generate
 from macmoe.nn.cache import ModelCache
 from macmoe.sampling import Sampler, SamplingOptions
 
 FIRST = 1  # the token that follows a filled cache
 COUNTED_AFTER = 64  # tokens in the cache when kernels are counted
+
+
+Passes = Sequence[list[list[int]]]  # token ids [passes, sequences, tokens]
 
 
 class Side(Protocol):
@@ -37,11 +40,11 @@ class Side(Protocol):
         """Process a prompt and return the token after it."""
         ...
 
-    def verify(self, context: int, drafts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-        """Yield the token chosen at every place of each draft, read at once after a cache of random content.
+    def passes(self, context: int, passes: Passes) -> Iterator[list[int]]:
+        """Yield the token chosen at every place of each pass over tokens, after caches of random content.
 
-        The first `next` fills the cache; drafts stay in it. What is yielded has been waited for, because the
-        next draft would depend on it.
+        The first `next` fills the caches; the tokens stay in them. What is yielded has been waited for,
+        because the next pass would depend on it.
         """
         ...
 
@@ -54,20 +57,20 @@ class Side(Protocol):
         ...
 
 
-def random_states(model: Model, context: int) -> Iterator[list[mx.array]]:
-    """Yield arrays [1, heads, context, width] for the cache of each layer, the same at every call."""
+def random_states(model: Model, context: int, sequences: int = 1) -> Iterator[list[mx.array]]:
+    """Yield arrays [sequences, heads, context, width] for the cache of each layer, the same at every call."""
     for number, arrays in enumerate(state_shapes(model)):
         keys = mx.random.split(mx.random.key(number), len(arrays))
         yield [
-            mx.random.normal((1, shape[1], context, shape[3]), dtype=dtype, key=key)
+            mx.random.normal((sequences, shape[1], context, shape[3]), dtype=dtype, key=key)
             for (shape, dtype), key in zip(arrays, keys, strict=True)
         ]
 
 
-def _choices(forward: Callable[[mx.array], mx.array], drafts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Yield the likeliest tokens for each draft; `forward`: [1, length] -> logits [1, length, vocab]."""
-    for draft in drafts:
-        chosen: Any = mx.argmax(forward(mx.array([draft])), axis=-1)[0].tolist()
+def _choices(forward: Callable[[mx.array], mx.array], passes: Passes) -> Iterator[list[int]]:
+    """Yield the likeliest tokens of each pass; `forward`: [sequences, tokens] -> logits with a vocabulary."""
+    for tokens in passes:
+        chosen: Any = mx.argmax(forward(mx.array(tokens)), axis=-1).flatten().tolist()
         yield chosen
 
 
@@ -88,9 +91,9 @@ class Ours:
         """Bytes of the weights."""
         return _nbytes(self.model)
 
-    def _filled(self, context: int) -> ModelCache:
+    def _filled(self, context: int, sequences: int = 1) -> ModelCache:
         cache = self.model.make_cache(bits=self.cache_bits)
-        for layer, arrays in zip(cache, random_states(self.model, context), strict=True):
+        for layer, arrays in zip(cache, random_states(self.model, context, sequences), strict=True):
             layer.update(*arrays)
             mx.eval(layer.state)
         return cache
@@ -106,11 +109,17 @@ class Ours:
         cache = self.model.make_cache(bits=self.cache_bits)
         return next(generate(self.model, prompt, Sampler(SamplingOptions()), max_tokens=1, cache=cache)).id
 
-    def verify(self, context: int, drafts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-        """Yield the choices for each draft, experts in kernels if those decode."""
-        cache = self._filled(context)
-        decode_step(self.model, cache)  # decides on the kernels of a few tokens as well
-        yield from _choices(lambda tokens: self.model.logits(self.model.hidden(tokens, cache)), drafts)
+    def passes(self, context: int, passes: Passes) -> Iterator[list[int]]:
+        """Yield the choices; one token of each sequence goes the way of decoding."""
+        cache = self._filled(context, len(passes[0]))
+        following = following_logits(self.model, cache)  # decides on the kernels of several tokens as well
+
+        def forward(tokens: mx.array) -> mx.array:
+            if tokens.shape[1] == 1:
+                return following(tokens[:, 0])
+            return self.model.logits(self.model.hidden(tokens, cache))
+
+        yield from _choices(forward, passes)
 
     def cache_bytes(self, context: int) -> int:
         """Return the bytes of the cache that one token reads."""
@@ -147,9 +156,9 @@ class Peer:
         """Bytes of the weights."""
         return _nbytes(self.peer)
 
-    def _filled(self, context: int) -> list[Any]:
+    def _filled(self, context: int, sequences: int = 1) -> list[Any]:
         caches = self._caches.make_prompt_cache(self.peer)
-        states = random_states(self.ours, context)
+        states = random_states(self.ours, context, sequences)
         for layer, cache, arrays in zip(self.peer.layers, caches, states, strict=True):
             mx.eval(cache.update_and_fetch(*self._translated(layer, arrays)))
         return caches
@@ -173,10 +182,10 @@ class Peer:
         token, _ = next(self._lib.generate_step(mx.array(list(prompt)), self.peer, max_tokens=1))
         return int(token)
 
-    def verify(self, context: int, drafts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-        """Yield the choices for each draft, by forward passes as its own speculative decoding makes them."""
-        caches = self._filled(context)
-        yield from _choices(lambda tokens: self.peer(tokens, cache=caches), drafts)
+    def passes(self, context: int, passes: Passes) -> Iterator[list[int]]:
+        """Yield the choices, by forward passes as its own speculative decoding makes them."""
+        caches = self._filled(context, len(passes[0]))
+        yield from _choices(lambda tokens: self.peer(tokens, cache=caches), passes)
 
     def cache_bytes(self, context: int) -> int:
         """Return the bytes of the cache that one token reads."""

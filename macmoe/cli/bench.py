@@ -27,6 +27,7 @@ FILE = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
 @click.option("--context", "contexts", type=COUNT, multiple=True, help="Decode after this many tokens.")
 @click.option("--prefill", "prompts", type=COUNT, multiple=True, help="Read a prompt of this many tokens.")
 @click.option("--verify", "drafts", type=COUNT, multiple=True, help="Verify drafts of this many tokens.")
+@click.option("--batch", "batches", type=COUNT, multiple=True, help="Decode so many sequences at once.")
 @click.option("--tokens", type=COUNT, default=64, show_default=True, help="Decoded in a round.")
 @click.option("--rounds", type=COUNT, default=3, show_default=True, help="Of each side, in turn.")
 @click.option("--time-limit", type=click.FloatRange(min=0, min_open=True), help="Seconds for one case.")
@@ -41,7 +42,8 @@ def command(*, model_name: str | None, shape: str | None, layers: int | None, **
     MODEL is a checkpoint; --shape needs none. Decoding follows a cache of random content (--context, usually
     512), reading a prompt is timed until the first token (--prefill, 2,048). --verify reads a few tokens at
     once after the first --context (or 512) and waits for the choice at each, again and again, as drafts are
-    verified. All three may be repeated. mlx-lm's cache stays in full precision whatever --cache-bits says.
+    verified; --batch does so with a token of each of some sequences. All four may be repeated. mlx-lm's cache
+    stays in full precision whatever --cache-bits says.
     """
     if (model_name is None) == (shape is None) or (layers and not shape):
         raise click.UsageError("Give either MODEL, or --shape NAME with or without --layers.")
@@ -54,7 +56,8 @@ def command(*, model_name: str | None, shape: str | None, layers: int | None, **
             name=model_name or "", model=model, config=hub_spelling(config), cache_bits=how["cache_bits"]
         )
     plan = Plan(tokens=how["tokens"], rounds=how["rounds"], time_limit=how["time_limit"])
-    work = Work.asked(how["contexts"], how["prompts"], how["drafts"], plan)
+    kinds = ("contexts", "prompts", "drafts", "batches")
+    work = Work.asked(**{kind: how[kind] for kind in kinds}, plan=plan)
     with progress_bar("measuring") as bar:
         sides = subject.sides(against_peer=how["against"] is not None)
         report = run(subject, sides, work, done=lambda report: bar(len(report.cases), work.cases))

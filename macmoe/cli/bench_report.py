@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from macmoe.bench.measure import DECODE, PREFILL, VERIFY, Case, Times
+from macmoe.bench.measure import BATCH, DECODE, PREFILL, VERIFY, Case, Times
 from macmoe.bench.run import OURS, PEER, Report, device_name, versions
 from macmoe.cli.terminal import size, table
 from macmoe.errors import UsageError
@@ -19,9 +19,14 @@ NAMES = {
     DECODE: "decode after {context:,}",
     PREFILL: "prompt of {size:,}",
     VERIFY: "verify {size:,} after {context:,}",
+    BATCH: "{size:,} sequences after {context:,}",
 }
 # Kind -> how long the tokens of a case take together: what that is called, and how it is written.
-WAITS = {PREFILL: ("first token after", "{:.3f} s"), VERIFY: ("a draft takes", "{:.4f} s")}
+WAITS = {
+    PREFILL: ("first token after", "{:.3f} s"),
+    VERIFY: ("a draft takes", "{:.4f} s"),
+    BATCH: ("a token of each takes", "{:.4f} s"),
+}
 
 
 def text(report: Report) -> str:

@@ -1,7 +1,7 @@
 """Measure everything that docs/performance.md states of one GPU, in under eight minutes.
 
     python tests/bench/gpu.py --json FILE [--seconds 460] [--cache-bits 8]
-        [--stages decode prefill-2048 memory prefill-16384 verify]
+        [--stages decode prefill-2048 memory prefill-16384 verify batch]
 
 Published shapes with random weights, beside mlx-lm on the same weights. FILE is written after every case, so
 that a run that is cut off loses nothing; a case for which no time is left is written down as not measured.
@@ -40,6 +40,7 @@ class Stage:
     contexts: tuple[int, ...] = ()
     prompts: tuple[int, ...] = ()
     drafts: tuple[int, ...] = ()
+    batches: tuple[int, ...] = ()
     against_peer: bool = True
     rounds: int = 3
     tokens: int = 64
@@ -47,7 +48,8 @@ class Stage:
 
     def work(self, plan: Plan) -> Work:
         """Return its cases."""
-        return Work(contexts=self.contexts, prompts=self.prompts, drafts=self.drafts, plan=plan)
+        kinds = ("contexts", "prompts", "drafts", "batches")
+        return Work(**{kind: getattr(self, kind) for kind in kinds}, plan=plan)
 
 
 STAGES = {
@@ -56,6 +58,7 @@ STAGES = {
     "memory": Stage(prompts=(32_768,), against_peer=False, rounds=1, shapes=("deepseek-v3",)),
     "prefill-16384": Stage(prompts=(16_384,), rounds=2),
     "verify": Stage(drafts=(2, 8, 32)),  # at 512
+    "batch": Stage(batches=(2, 8, 16)),  # at 512
 }
 
 

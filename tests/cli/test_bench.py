@@ -45,22 +45,23 @@ def test_a_checkpoint_is_measured_beside_mlx_lm(macmoe, tmp_path):
         assert figures["kernels"][name]["layer"] > 10
 
 
-def test_drafts_are_verified_beside_mlx_lm(macmoe, tmp_path):
+def test_drafts_and_batches_are_measured_beside_mlx_lm(macmoe, tmp_path):
     path = tmp_path / "figures.json"
-    asked = ("--verify", "2", "--verify", "3", "--against", "mlx-lm")
+    asked = ("--verify", "2", "--verify", "3", "--batch", "3", "--against", "mlx-lm")
     result = macmoe("bench", "tiny:qwen3", *asked, *QUICK, "--json", str(path))
     assert (result.exit_code, result.stderr) == (0, "")
     labels = [row[: row.find("  ", 3)].rstrip() for row in result.stdout.splitlines()[5:]]
-    rows = ["  lowest to highest", "  a draft takes", "  tokens alike at first", "  peak memory"]
-    beyond = "  of it beyond weights and cache"
+    after = ["  tokens alike at first", "  peak memory", "  of it beyond weights and cache"]
     assert labels == [
-        *("verify 2 after 512, tokens/s", *rows, beyond),
-        *("verify 3 after 512, tokens/s", *rows, beyond),
+        *("verify 2 after 512, tokens/s", "  lowest to highest", "  a draft takes", *after),
+        *("verify 3 after 512, tokens/s", "  lowest to highest", "  a draft takes", *after),
+        *("3 sequences after 512, tokens/s", "  lowest to highest", "  a token of each takes", *after),
     ]
     cases = json.loads(path.read_text())["cases"]
     assert [(case["kind"], case["size"], case["context"]) for case in cases] == [
         ("verify", 2, 512),
         ("verify", 3, 512),
+        ("batch", 3, 512),
     ]
     for case in cases:
         assert case["same_tokens"] == 20 * case["size"]
