@@ -88,7 +88,10 @@ class LayerCache(Protocol):
 class Cache(Protocol):
     """The layer caches of one model and one batch, moved together."""
 
-    left_padding: mx.array | None
+    @property
+    def left_padding(self) -> mx.array | None:
+        """Padding tokens before each sequence [sequences], None without any."""
+        ...
 
     @property
     def offset(self) -> int:

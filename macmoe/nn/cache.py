@@ -261,8 +261,7 @@ class ModelCache:
 
     def __init__(self, layers: Sequence[LayerCache], left_padding: Sequence[int] | None = None) -> None:
         self.layers = list(layers)
-        self.left_padding = left_padding_array(left_padding)
-        self.padding = None if left_padding is None else tuple(left_padding)  # the same, on the host
+        self.padding = None if left_padding is None else tuple(left_padding)
 
     def __iter__(self) -> Iterator[LayerCache]:
         return iter(self.layers)
@@ -271,6 +270,11 @@ class ModelCache:
     def offset(self) -> int:
         """Number of tokens seen so far."""
         return self.layers[0].offset
+
+    @property
+    def left_padding(self) -> mx.array | None:
+        """Padding tokens before each sequence [sequences], None without any."""
+        return left_padding_array(self.padding)
 
     @property
     def sequences(self) -> int:
@@ -330,6 +334,4 @@ class ModelCache:
 
     def copy(self) -> "ModelCache":
         """Return an independent copy."""
-        twin = type(self)([layer.copy() for layer in self.layers])
-        twin.left_padding, twin.padding = self.left_padding, self.padding
-        return twin
+        return type(self)([layer.copy() for layer in self.layers], self.padding)
