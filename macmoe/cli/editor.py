@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from macmoe.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from prompt_toolkit import PromptSession
     from prompt_toolkit.history import History
     from prompt_toolkit.key_binding import KeyBindings
 
@@ -84,7 +86,7 @@ def line_editor(words: Sequence[str]) -> Callable[[str], str]:
         prompt_continuation=CONTINUED,
         output=create_output(stdout=sys.stderr),
     )
-    return session.prompt
+    return partial(_ask, session)
 
 
 def agrees(question: str) -> bool:
@@ -94,9 +96,19 @@ def agrees(question: str) -> bool:
 
     session: PromptSession[str] = PromptSession(output=create_output(stdout=sys.stderr))
     try:
-        return session.prompt(question).strip().lower() in {"y", "yes"}
+        return _ask(session, question).strip().lower() in {"y", "yes"}
     except EOFError:
         return False
+
+
+def _ask(session: PromptSession[str], question: str) -> str:
+    """Return a line; Ctrl-C raises KeyboardInterrupt at any moment."""
+    from asyncio import CancelledError  # noqa: PLC0415
+
+    try:
+        return session.prompt(question)
+    except CancelledError:  # what becomes of Ctrl-C while the prompt is not ready for keys
+        raise KeyboardInterrupt from None
 
 
 def _keys() -> KeyBindings:
