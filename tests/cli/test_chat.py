@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
@@ -19,7 +18,6 @@ import macmoe as macmoe_package
 from macmoe.adapters.attach import attach, detach, select, taken
 from macmoe.adapters.files import save_adapter
 from macmoe.adapters.lora import LoraSpec
-from macmoe.cli.editor import agrees, line_editor
 from macmoe.cli.screen import split_blocks
 from macmoe.cli.slash import COMMANDS
 from macmoe.cli.terminal import printable
@@ -232,18 +230,6 @@ def test_blocks_keep_code_and_lists_together():
         "```py\nx\n\n\ny\n```\nafter\n\n",
         "last",
     ]
-
-
-@pytest.mark.parametrize("ask", [lambda: line_editor(())("> "), lambda: agrees("Run it? ")])
-def test_ctrl_c_before_the_prompt_reads_keys_is_ctrl_c(monkeypatch, tmp_path, ask):
-    monkeypatch.setattr("macmoe.cli.editor.history_file", lambda: tmp_path / "history")
-
-    def cancelled(*_):
-        raise asyncio.CancelledError
-
-    monkeypatch.setattr("prompt_toolkit.PromptSession.prompt", cancelled)
-    with pytest.raises(KeyboardInterrupt):
-        ask()
 
 
 def test_a_conversation_on_a_terminal(terminal, tmp_path):
