@@ -30,6 +30,7 @@ from macmoe.version import __version__
 
 OURS, PEER = "macmoe", "mlx-lm"
 USUAL_CONTEXTS, USUAL_PROMPTS = (512,), (2_048,)
+SIZES = ("contexts", "prompts", "drafts", "batches")  # of `Work`: what there may be several cases of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +104,7 @@ class Work:
     @property
     def cases(self) -> int:
         """How many there are."""
-        return sum(map(len, (self.contexts, self.prompts, self.drafts, self.batches)))
+        return sum(len(getattr(self, name)) for name in SIZES)
 
     @property
     def after(self) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from macmoe.bench.measure import Plan
-from macmoe.bench.run import PEER, Subject, Work, run
+from macmoe.bench.run import PEER, SIZES, Subject, Work, run
 from macmoe.cli.bench_report import check_folder, check_plot, show
 from macmoe.cli.loading import open_session
 from macmoe.cli.options import cache_bits_option, no_kernels_option
@@ -56,8 +56,7 @@ def command(*, model_name: str | None, shape: str | None, layers: int | None, **
             name=model_name or "", model=model, config=hub_spelling(config), cache_bits=how["cache_bits"]
         )
     plan = Plan(tokens=how["tokens"], rounds=how["rounds"], time_limit=how["time_limit"])
-    kinds = ("contexts", "prompts", "drafts", "batches")
-    work = Work.asked(**{kind: how[kind] for kind in kinds}, plan=plan)
+    work = Work.asked(**{name: how[name] for name in SIZES}, plan=plan)
     with progress_bar("measuring") as bar:
         sides = subject.sides(against_peer=how["against"] is not None)
         report = run(subject, sides, work, done=lambda report: bar(len(report.cases), work.cases))

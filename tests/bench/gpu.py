@@ -24,7 +24,7 @@ import mlx.core as mx
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from macmoe.bench.measure import Plan, settle
-from macmoe.bench.run import Report, Subject, Work, run
+from macmoe.bench.run import SIZES, Report, Subject, Work, run
 from macmoe.config import load_json
 from macmoe.location import ASSETS
 
@@ -48,8 +48,7 @@ class Stage:
 
     def work(self, plan: Plan) -> Work:
         """Return its cases."""
-        kinds = ("contexts", "prompts", "drafts", "batches")
-        return Work(**{kind: getattr(self, kind) for kind in kinds}, plan=plan)
+        return Work(**{name: getattr(self, name) for name in SIZES}, plan=plan)
 
 
 STAGES = {
