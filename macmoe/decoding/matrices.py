@@ -81,7 +81,7 @@ def alone(stack: Stack, x: mx.array, activation: int = NONE) -> mx.array:
 def _only() -> mx.array:
     """Return the choice of the only expert [1, 1], computed once, not as a kernel per token.
 
-    Cut from a longer array: what has 8 bytes or less, MLX keeps in the host's memory on CUDA (0.32.4).
+    Cut from a longer array: what has 8 bytes or less, MLX keeps in managed memory on CUDA (0.32.4).
     """
     only = mx.zeros((64, 1), dtype=mx.uint32)[:1]
     mx.eval(only)
