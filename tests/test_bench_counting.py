@@ -122,7 +122,7 @@ def test_views_of_weights_are_made_once_and_not_per_token(name, monkeypatch):
         assert step is not None
         made = operations(step(mx.array([0], dtype=mx.uint32), filled_cache(model)))
         found.append(made["ExpandDims"] + made["Transpose"])
-    assert found[1] - found[0] <= 2  # latent attention's, of activations
+    assert found[1] - found[0] <= 3  # latent attention's, of activations
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

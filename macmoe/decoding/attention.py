@@ -53,7 +53,8 @@ class Latent:
             self.expand(compressed), self.key_up, places, self.wavelengths, self.form
         )
         mixed = latent_attention.attend(absorbed, buffers, places, self.form)  # [sequences, heads, latent]
-        return self.output(self.value_up(mixed[:, :, None]).reshape(len(x), -1))
+        values = self.value_up.by_head(mixed.swapaxes(0, 1))  # [heads, sequences, value_dim]
+        return self.output(values.swapaxes(0, 1).reshape(len(x), -1))
 
 
 def grouped(
