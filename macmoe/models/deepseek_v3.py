@@ -67,9 +67,9 @@ class DeepseekV3Config:
 
     @property
     def prefill_bytes(self) -> int:
-        """Bytes that a layer holds at once per token of a prompt: experts' rows and a block of scores."""
+        """Bytes that a layer holds at once per token of a prompt: a block of scores, then experts' rows."""
         routed = routed_bytes(self.num_experts_per_tok, self.hidden_size, self.moe_intermediate_size)
-        return routed + block_bytes(self.num_attention_heads)
+        return max(routed, block_bytes(self.num_attention_heads))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], file: str = "config.json") -> "DeepseekV3Config":
