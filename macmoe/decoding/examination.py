@@ -22,6 +22,7 @@ from mlx.utils import tree_map
 from macmoe.decoding.launches import Judged
 from macmoe.decoding.step import DecodeStep, Layer, places_in
 from macmoe.families import Model
+from macmoe.kernels.source import product_type
 from macmoe.nn.cache import ModelCache
 from macmoe.nn.moe import Experts
 from macmoe.nn.positions import Positions, left_padding_array
@@ -112,7 +113,7 @@ def _difference(got: mx.array, wanted: mx.array) -> float:
 def _judge(kernels: Run, modules: Run, exact: Run, dtype: mx.Dtype) -> Check:
     return Check(
         error=kernels.error(exact),
-        bound=max(FLOORS[dtype], MARGIN * modules.error(exact)),
+        bound=max(FLOORS[product_type(dtype)], MARGIN * modules.error(exact)),
         seconds=statistics.median(kernels.seconds),
         plain_seconds=statistics.median(modules.seconds),
     )

@@ -17,7 +17,7 @@ import mlx.core as mx
 
 from macmoe.decoding.references import pairs
 from macmoe.decoding.step import DecodeStep
-from macmoe.kernels.source import Call
+from macmoe.kernels.source import Call, product_type
 from macmoe.nn.cache import ModelCache
 
 AT_ONCE = 64  # launches that are timed together, at least
@@ -93,7 +93,7 @@ def _check(form: str, calls: Sequence[Call]) -> KernelCheck:
 
 def errors_of(call: Call) -> list[tuple[float, float]]:
     """Launch once more; return error and bound of everything that the kernel writes."""
-    return [(_error(got, wanted), BOUNDS[got.dtype]) for got, wanted in pairs(call, call())]
+    return [(_error(got, wanted), BOUNDS[product_type(got.dtype)]) for got, wanted in pairs(call, call())]
 
 
 def _error(got: mx.array, wanted: mx.array) -> float:

@@ -130,6 +130,12 @@ def on_cuda() -> bool:
     return backend() == "cuda"
 
 
+def product_type(dtype: mx.Dtype) -> mx.Dtype:
+    """Return the type whose precision MLX's products have: on CUDA those of float32 keep ten bits (TF32)."""
+    ten_bits = dtype == mx.float32 and on_cuda() and os.environ.get("MLX_ENABLE_TF32") != "0"
+    return mx.float16 if ten_bits else dtype
+
+
 def enabled() -> bool:
     """Return whether kernels can run here and are not turned off."""
     return backend() is not None and os.environ.get(SWITCH) != "0"

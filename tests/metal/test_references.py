@@ -77,3 +77,16 @@ def test_another_expert_than_the_best_is_seen(kind):
 def test_every_kernel_of_the_cases_has_a_reference(launches):
     names = {launch.kernel.name for launch, _, _ in launches(mx.bfloat16)}
     assert names - {"latent_unpack"} == set(REFERENCES)  # which only packed caches need
+
+
+@pytest.mark.parametrize(
+    ("backend", "setting", "expected"),
+    [("cuda", None, mx.float16), ("cuda", "0", mx.float32), ("metal", None, mx.float32)],
+)
+def test_float32_products_are_judged_by_the_bits_that_they_keep(monkeypatch, backend, setting, expected):
+    monkeypatch.setattr(source, "backend", lambda: backend)
+    monkeypatch.delenv("MLX_ENABLE_TF32", raising=False)
+    if setting is not None:
+        monkeypatch.setenv("MLX_ENABLE_TF32", setting)
+    assert source.product_type(mx.float32) == expected
+    assert source.product_type(mx.bfloat16) == mx.bfloat16
