@@ -165,6 +165,20 @@ def test_head_matrices_work_in_both_directions(how):
     np.testing.assert_allclose(np.array(heads.transposed(y)), np.array(y) @ weight, atol=1e-5)
 
 
+def test_the_rows_of_a_batch_meet_a_head_matrix_at_once(monkeypatch):
+    """MLX's CUDA products of several stacks of rows with one packed stack are wrong, which no CPU shows."""
+    heads = HeadLinear(3, 64, 32)
+    fill(heads, PACKINGS["affine 4"], 0)
+    shapes = []
+    product = mx.quantized_matmul
+    monkeypatch.setattr(
+        mx, "quantized_matmul", lambda x, *a, **k: shapes.append(x.shape) or product(x, *a, **k)
+    )
+    heads(mx.zeros((2, 1, 5, 64)))
+    heads.transposed(mx.zeros((2, 3, 5, 32)))
+    assert shapes == [(1, 10, 64), (3, 10, 32)]
+
+
 def test_packing_an_unknown_path_is_refused():
     with pytest.raises(ConfigError, match="'down_projection', which is not a matrix"):
         pack_modules(Experts(EXPERTS, DIM, HIDDEN, swiglu), {"down_projection": PACKINGS["mxfp4"]})
