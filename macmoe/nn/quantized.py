@@ -5,8 +5,7 @@ matrix per expert or per head. NVFP4 can have a global scale: the largest magnit
 MLX chooses the units of its E4M3 scales. Its products ignore it, so the results are multiplied here.
 """
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -182,13 +181,13 @@ class HeadLinear(StackedLinear):
         self, x: Float[mx.array, "batch _ length inputs"]
     ) -> Float[mx.array, "batch heads length outputs"]:
         """Return x W^T for every head; x has one head or all."""
-        return self._of_batch(self.by_head, x)
+        return self._of_batch(x, transpose=True)
 
     def transposed(
         self, x: Float[mx.array, "batch heads length outputs"]
     ) -> Float[mx.array, "batch heads length inputs"]:
         """Return x W for every head."""
-        return self._of_batch(partial(self.by_head, transpose=False), x)
+        return self._of_batch(x, transpose=False)
 
     def by_head(
         self, x: Float[mx.array, "_ rows inputs"], *, transpose: bool = True
@@ -209,13 +208,13 @@ class HeadLinear(StackedLinear):
         )
         return globally_scaled(y, self["global_scale"][:, None, None]) if how.global_scale else y
 
-    def _of_batch(self, multiply: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
+    def _of_batch(self, x: mx.array, *, transpose: bool) -> mx.array:
         """Take the rows of all sequences together: a head's matrix is then read once.
 
         MLX's CUDA products need it: rows of several sequences by one packed stack come out wrong (0.32.4).
         """
         batch, heads, length, _ = x.shape
-        y = multiply(x.swapaxes(0, 1).reshape(heads, batch * length, -1))
+        y = self.by_head(x.swapaxes(0, 1).reshape(heads, batch * length, -1), transpose=transpose)
         return y.reshape(len(y), batch, length, -1).swapaxes(0, 1)
 
 
