@@ -3,9 +3,11 @@
 import mlx.core as mx
 import pytest
 
+from macmoe.config import load_json
 from macmoe.errors import UsageError
 from macmoe.families import family_of
-from macmoe.generate import generate
+from macmoe.generate import CHUNKS, PREFILL_BYTES, generate, prefill_chunk
+from macmoe.location import ASSETS
 from macmoe.sampling import Sampler, SamplingOptions
 from tests.parity.cases import DEEPSEEK, GPT_OSS, QWEN3_MOE
 
@@ -110,3 +112,16 @@ def test_a_seed_reproduces_an_answer(model):
 
     assert sample(3) == sample(3)
     assert sample(3) != sample(4)
+
+
+@pytest.mark.parametrize("name", ["gpt-oss-20b", "qwen3-30b-a3b", "deepseek-v3"])
+def test_a_chunk_is_the_longest_that_a_layer_has_memory_for(name):
+    config = load_json(ASSETS / "configs" / f"{name}.json") | {"num_hidden_layers": 1}
+    if "layer_types" in config:
+        config["layer_types"] = config["layer_types"][:1]
+    model = family_of(config).build(config)
+    chunk = prefill_chunk(model)
+    longer = CHUNKS[max(0, CHUNKS.index(chunk) - 1)]
+    assert chunk * model.config.prefill_bytes <= PREFILL_BYTES
+    assert longer == chunk or longer * model.config.prefill_bytes > PREFILL_BYTES
+    assert chunk >= 2048
