@@ -1,6 +1,6 @@
 """Check that the built-in models write on this machine's GPU what they write on its CPU.
 
-    python tests/bench/device.py [--questions 60] [--dtype float32]
+    python tests/bench/device.py [--questions 60] [--dtype float32] [--models tiny:qwen3 ...]
 
 Every question is answered greedily on both, on the GPU by itself and in a padded batch of all. In float32 the
 tokens should be the same but for near ties; a wrong kernel shows in the accuracy.
@@ -73,11 +73,12 @@ def main() -> None:
     )
     parser.add_argument("--questions", type=int, default=60)
     parser.add_argument("--dtype", default="float32", help="on the GPU; the CPU computes in float32")
+    parser.add_argument("--models", nargs="+", default=list(BUILT_IN), choices=list(BUILT_IN), metavar="MODEL")
     options = parser.parse_args()
     questions = exam("device", options.questions)
     print("| model | right on the CPU | right on the GPU | same tokens | same in a batch |")
     print("|---|---|---|---|---|")
-    for name in BUILT_IN:
+    for name in options.models:
         tokenizer = macmoe.load(name, "float32").tokenizer
         reference = answers(name, "float32", mx.cpu, questions, one_by_one)
         on_gpu = [answers(name, options.dtype, mx.gpu, questions, way) for way in (one_by_one, together)]
