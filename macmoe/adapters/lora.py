@@ -21,7 +21,7 @@ import mlx.nn as nn
 from macmoe.config import Quantization
 from macmoe.errors import UsageError
 from macmoe.models.deepseek_v3 import Router
-from macmoe.nn.quantized import NVFP4_RANGE, ExpertLinear, HeadLinear, StackedLinear
+from macmoe.nn.quantized import ALL, NVFP4_RANGE, ExpertLinear, HeadLinear, StackedLinear
 from macmoe.nn.routing import Routes, router_logits
 
 FACTORS = ("lora_a", "lora_b", "magnitude")
@@ -235,9 +235,10 @@ class HeadLora(LowRank):
         """A, own or borrowed."""
         return self._inward()
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """Return x (W + scale B A)^T for every head."""
-        return self.base(x) + _times(self.spec.scale * _times(x, self.inward), self.lora_b)
+    def __call__(self, x: mx.array, heads: slice = ALL) -> mx.array:
+        """Return x (W + scale B A)^T for every head, or for some."""
+        inner = self.spec.scale * _times(x, self.inward)
+        return self.base(x, heads) + _times(inner, self.lora_b[heads])
 
     def transposed(self, x: mx.array) -> mx.array:
         """Return x (W + scale B A) for every head."""

@@ -17,7 +17,7 @@ from macmoe.config import COMMON_IGNORED, ConfigReader, RopeConfig, read_rope
 from macmoe.errors import ConfigError, UsageError
 from macmoe.nn.cache import LatentCache, ModelCache
 from macmoe.nn.decoder import CausalLM, Decoder, DecoderLayer
-from macmoe.nn.latent_attention import LatentAttention, block_bytes
+from macmoe.nn.latent_attention import LatentAttention
 from macmoe.nn.mlp import MLP, swiglu
 from macmoe.nn.moe import Experts, routed_bytes
 from macmoe.nn.packed_cache import PackedCache
@@ -67,9 +67,8 @@ class DeepseekV3Config:
 
     @property
     def prefill_bytes(self) -> int:
-        """Bytes that a layer holds at once per token of a prompt: a block of scores, then experts' rows."""
-        routed = routed_bytes(self.num_experts_per_tok, self.hidden_size, self.moe_intermediate_size)
-        return max(routed, block_bytes(self.num_attention_heads))
+        """Bytes that a layer holds at once for each token of a prompt: its experts' rows."""
+        return routed_bytes(self.num_experts_per_tok, self.hidden_size, self.moe_intermediate_size)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], file: str = "config.json") -> "DeepseekV3Config":

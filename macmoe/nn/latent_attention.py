@@ -12,8 +12,6 @@ key/value head. Checked against DeepSeek-V3 inference/model.py and transformers'
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -21,6 +19,7 @@ from jaxtyping import Float
 
 from macmoe.config import RopeConfig
 from macmoe.nn.attention import attend, merge_heads, split_heads
+from macmoe.nn.pieces import after, cut
 from macmoe.nn.positions import Mask, Positions
 from macmoe.nn.quantized import HeadLinear
 from macmoe.nn.rope import Rope, attention_factor, mscale
@@ -29,66 +28,44 @@ from macmoe.protocols import LayerCache
 # The reference builds these two norms with its default, not with the config's rms_norm_eps.
 LATENT_NORM_EPS = 1e-6
 
-
-BLOCK = 512  # keys whose scores are held at once
-SCORE_BYTES = 2 + 4 + 2  # of a score and its weight, while a softmax is computed
-SCORES = 2**28  # bytes of all scores of a sequence from which on keys come in blocks
+SCORES = 2**28  # bytes of the scores that are held at once
+ROWS = 512  # queries of a head that are taken at once: many, because each time its keys are read
 
 
-def block_bytes(heads: int) -> int:
-    """Return the bytes of one token's scores and weights for a block of keys."""
-    return heads * BLOCK * SCORE_BYTES
+def _visible(mask: Mask, length: int, keys: int) -> mx.array | None:
+    """Return which keys each query sees, None if all."""
+    if isinstance(mask, str):
+        return mx.arange(keys) <= mx.arange(keys - length, keys)[:, None]
+    return mask if isinstance(mask, mx.array) else None
 
 
-@partial(mx.compile, shapeless=True)
-def _weigh(scores: mx.array, highest: mx.array, higher: mx.array) -> tuple[mx.array, mx.array]:
-    """Return the weights of a block, and what earlier sums shrink by."""
-    return mx.exp(scores.astype(mx.float32) - higher), mx.exp(highest - higher)
+@mx.checkpoint
+def _newest(queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
+    """Return softmax(q.k) v of scaled queries of the newest tokens, which see all keys up to their own.
 
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """A softmax over keys that come in blocks, in float32.
-
-    Attributes:
-        highest: Highest score so far [batch, heads, length, 1].
-        norm: Sum of the weights [batch, heads, length, 1].
-        total: Sum of weighted values [batch, heads, length, value_dim].
+    So only the last keys are hidden from some. MLX's function, which has no kernel for these widths, compares
+    and rewrites the scores of all keys.
     """
-
-    highest: mx.array
-    norm: mx.array
-    total: mx.array
-
-    @classmethod
-    def start(cls, queries: mx.array, value_dim: int) -> "Running":
-        """Start with no keys; low, not -inf, so that a block without visible keys gives no NaN."""
-        rows = queries.shape[:3]
-        lowest = mx.full((*rows, 1), mx.finfo(mx.float32).min)
-        return cls(lowest, mx.zeros((*rows, 1)), mx.zeros((*rows, value_dim)))
-
-    def with_block(self, scores: mx.array, visible: mx.array | None, values: mx.array) -> "Running":
-        """Add a block: scores [batch, heads, length, block], values [batch, heads, block, value_dim]."""
-        if visible is not None:
-            scores = mx.where(visible, scores, mx.finfo(scores.dtype).min)
-        higher = mx.maximum(self.highest, scores.max(axis=-1, keepdims=True).astype(mx.float32))
-        weights, shrink = _weigh(scores, self.highest, higher)
-        norm = self.norm * shrink + weights.sum(axis=-1, keepdims=True)
-        return Running(higher, norm, self.total * shrink + weights.astype(values.dtype) @ values)
-
-    def result(self, dtype: mx.Dtype) -> mx.array:
-        """Return the weighted mean of the values."""
-        return (self.total / self.norm).astype(dtype)
+    rows = queries.shape[2]
+    scores = queries @ keys.swapaxes(-1, -2)
+    lowest = mx.finfo(scores.dtype).min
+    scores[..., -rows:] = mx.where(mx.tri(rows, dtype=mx.bool_), scores[..., -rows:], lowest)
+    return mx.softmax(scores, axis=-1, precise=True) @ values
 
 
-def _visible(mask: Mask, begin: int, end: int, length: int, keys: int) -> mx.array | None:
-    """Return which keys of a block each query sees, None if all."""
-    if isinstance(mask, mx.array):
-        return mask[..., begin:end]
-    first = keys - length  # place of the first query
-    if mask is None or end <= first + 1:
-        return None
-    return mx.arange(begin, end) <= mx.arange(first, keys)[:, None]
+def _attend(queries: mx.array, keys: mx.array, values: mx.array, mask: Mask) -> mx.array:
+    """Return softmax(q.k) v of scaled queries, some at a time, with the keys up to their own."""
+    length, count = queries.shape[2], keys.shape[2]
+    found: list[mx.array] = []
+    for rows in cut(length, ROWS):
+        end = count if mask is None else count - length + rows.stop
+        some = (after(queries[:, :, rows], found), keys[:, :, :end], values[:, :, :end])
+        if isinstance(mask, str):
+            found.append(_newest(*some))
+        else:
+            own = mask[..., rows, :end] if isinstance(mask, mx.array) else mask
+            found.append(attend(*some, scale=1.0, mask=own))
+    return mx.concatenate(found, axis=2)
 
 
 class LatentAttention(nn.Module):
@@ -154,33 +131,25 @@ class LatentAttention(nn.Module):
         return mx.concatenate([self.kv_a_layernorm(c), self.rope(k_rope, positions.start)], axis=-1)
 
     def naive(self, q_nope: mx.array, q_rope: mx.array, latents: mx.array, mask: Mask) -> mx.array:
-        """Attend with the keys and values of every head written out: [batch, heads, length, value_dim]."""
-        c, k_rope = mx.split(latents, [self.latent], axis=-1)
-        k_nope = self.k_up_proj(c)  # [batch, heads, keys, nope_dim]
-        k_rope = mx.broadcast_to(k_rope, (*k_nope.shape[:3], self.rope_dim))
-        queries = mx.concatenate([q_nope, q_rope], axis=-1)
-        keys = mx.concatenate([k_nope, k_rope], axis=-1)
-        return attend(queries, keys, self.v_up_proj(c), scale=self.scale, mask=mask)
+        """Attend with the keys and values of every head written out: [batch, heads, length, value_dim].
 
-    def naive_in_blocks(self, q_nope: mx.array, q_rope: mx.array, latents: mx.array, mask: Mask) -> mx.array:
-        """Do as `naive`, a block of keys at a time, the softmax running along (arXiv 1805.02867).
-
-        Neither the keys and values of all heads nor the scores of all keys are ever held at once.
+        They are written out once, for some heads at a time, whose scores do not take more than `SCORES`.
         """
-        queries = mx.concatenate([q_nope, q_rope], axis=-1) * self.scale
-        length, keys = queries.shape[2], latents.shape[2]
-        running = Running.start(queries, self.v_up_proj.weight.shape[1])
-        for begin in range(0, keys, BLOCK):
-            end = min(begin + BLOCK, keys)
-            # Not before all of the block before it is done, or its weights would be kept for the norm.
-            block = mx.depends(latents[:, :, begin:end], [running.total, running.norm])
-            c, k_rope = mx.split(block, [self.latent], axis=-1)
-            k_nope = self.k_up_proj(c)  # [batch, heads, block, nope_dim]
-            k_rope = mx.broadcast_to(k_rope, (*k_nope.shape[:3], self.rope_dim))
-            scores = queries @ mx.concatenate([k_nope, k_rope], axis=-1).swapaxes(-1, -2)
-            visible = _visible(mask, begin, end, length, keys)
-            running = running.with_block(scores, visible, self.v_up_proj(c))
-        return running.result(queries.dtype)
+        batch, _, keys, _ = latents.shape
+        at_once = max(1, SCORES // (latents.dtype.size * batch * ROWS * keys))
+        found: list[mx.array] = []
+        for heads in cut(self.heads, at_once):
+            written_out = self._written_out(after(latents, found), heads)
+            queries = mx.concatenate([q_nope[:, heads], q_rope[:, heads]], axis=-1) * self.scale
+            found.append(_attend(queries, *written_out, mask))
+        return mx.concatenate(found, axis=1)
+
+    def _written_out(self, latents: mx.array, heads: slice) -> tuple[mx.array, mx.array]:
+        """Return keys and values of some heads [batch, heads, keys, nope_dim + rope_dim | value_dim]."""
+        c, k_rope = mx.split(latents, [self.latent], axis=-1)
+        k_nope = self.k_up_proj(c, heads)
+        k_rope = mx.broadcast_to(k_rope, (*k_nope.shape[:3], self.rope_dim))
+        return mx.concatenate([k_nope, k_rope], axis=-1), self.v_up_proj(c, heads)
 
     def absorbed(self, q_nope: mx.array, q_rope: mx.array, latents: mx.array, mask: Mask) -> mx.array:
         """Attend to the latents themselves: [batch, heads, length, value_dim].
@@ -191,18 +160,17 @@ class LatentAttention(nn.Module):
         batch, heads, length, width = queries.shape
         rows = queries.swapaxes(1, 2).reshape(batch, 1, length * heads, width)
         keys = latents.shape[2]
-        visible = _visible(mask, 0, keys, length, keys)
+        visible = _visible(mask, length, keys)
         if visible is not None and length > 1:
             visible = mx.repeat(visible, heads, axis=-2)
         mixed = attend(rows, latents, latents[..., : self.latent], scale=self.scale, mask=visible)
         return self.v_up_proj(mixed.reshape(batch, length, heads, -1).swapaxes(1, 2))
 
-    def _cheaper(self, positions: Positions, keys: int) -> Callable[..., mx.array]:
+    def _cheaper(self, positions: Positions, latents: mx.array) -> Callable[..., mx.array]:
         """Return the form to compute with."""
-        scores = self.heads * positions.length * keys * SCORE_BYTES
-        if positions.offset and positions.length < self.absorb_below and scores <= SCORES:
-            return self.absorbed
-        return self.naive if keys <= BLOCK else self.naive_in_blocks
+        scores = self.heads * positions.length * latents.shape[2] * latents.dtype.size
+        short = positions.length < self.absorb_below and scores <= SCORES
+        return self.absorbed if positions.offset and short else self.naive
 
     def __call__(
         self,
@@ -216,5 +184,5 @@ class LatentAttention(nn.Module):
         latents = self._latents(x, positions)
         if cache is not None:
             (latents,) = cache.update(latents)
-        form = self._cheaper(positions, latents.shape[2])
+        form = self._cheaper(positions, latents)
         return self.o_proj(merge_heads(form(q_nope, q_rope, latents, mask)))

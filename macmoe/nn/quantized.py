@@ -21,6 +21,7 @@ from macmoe.nn.unpacking import packed_is_slow, product_in_pieces, readable_byte
 PARTS = ("weight", "scales", "biases", "global_scale")  # of a packed matrix, under MLX's names
 # The largest NVFP4 weight with the largest scale: what a global scale is mapped to.
 NVFP4_RANGE = 6.0 * 448.0
+ALL = slice(None)
 
 
 def packed_arrays(shape: tuple[int, ...], how: Quantization) -> dict[str, mx.array]:
@@ -178,43 +179,43 @@ class HeadLinear(StackedLinear):
     """One matrix per attention head."""
 
     def __call__(
-        self, x: Float[mx.array, "batch _ length inputs"]
+        self, x: Float[mx.array, "batch _ length inputs"], heads: slice = ALL
     ) -> Float[mx.array, "batch heads length outputs"]:
-        """Return x W^T for every head; x has one head or all."""
-        return self._of_batch(x, transpose=True)
+        """Return x W^T for every head, or for some; x has one head or as many."""
+        return self._of_batch(x, heads, transpose=True)
 
     def transposed(
         self, x: Float[mx.array, "batch heads length outputs"]
     ) -> Float[mx.array, "batch heads length inputs"]:
         """Return x W for every head."""
-        return self._of_batch(x, transpose=False)
+        return self._of_batch(x, ALL, transpose=False)
 
     def by_head(
-        self, x: Float[mx.array, "_ rows inputs"], *, transpose: bool = True
+        self, x: Float[mx.array, "_ rows inputs"], heads: slice = ALL, *, transpose: bool = True
     ) -> Float[mx.array, "heads rows outputs"]:
-        """Return x W^T for every head, or x W; x has one head or all."""
-        how = self.quantization
+        """Return x W^T for every head, or for some, or x W; x has one head or as many."""
+        how, weight = self.quantization, self.weight[heads]
         if how is None:
-            return x @ (self.weight.swapaxes(-1, -2) if transpose else self.weight)
+            return x @ (weight.swapaxes(-1, -2) if transpose else weight)
         y = mx.quantized_matmul(
             x,
-            self.weight,
-            self["scales"],
-            self.get("biases"),
+            weight,
+            self["scales"][heads],
+            self["biases"][heads] if "biases" in self else None,
             transpose=transpose,
             group_size=how.group_size,
             bits=how.bits,
             mode=how.mode,
         )
-        return globally_scaled(y, self["global_scale"][:, None, None]) if how.global_scale else y
+        return globally_scaled(y, self["global_scale"][heads, None, None]) if how.global_scale else y
 
-    def _of_batch(self, x: mx.array, *, transpose: bool) -> mx.array:
+    def _of_batch(self, x: mx.array, heads: slice, *, transpose: bool) -> mx.array:
         """Take the rows of all sequences together: a head's matrix is then read once.
 
         MLX's CUDA products need it: rows of several sequences by one packed stack come out wrong (0.32.4).
         """
-        batch, heads, length, _ = x.shape
-        y = self.by_head(x.swapaxes(0, 1).reshape(heads, batch * length, -1), transpose=transpose)
+        batch, given, length, _ = x.shape
+        y = self.by_head(x.swapaxes(0, 1).reshape(given, batch * length, -1), heads, transpose=transpose)
         return y.reshape(len(y), batch, length, -1).swapaxes(0, 1)
 
 

@@ -13,6 +13,7 @@ import mlx.core as mx
 
 from macmoe.config import Quantization
 from macmoe.kernels import source
+from macmoe.nn.pieces import cut
 
 PIECE = 2**28  # bytes that are unpacked at once
 TILE = 128  # outputs of a piece are a multiple, where there are that many: what matrix units work on
@@ -40,7 +41,7 @@ def pieces(shape: tuple[int, ...], dtype: mx.Dtype, piece: int) -> list[slice]:
     row = (stack[0] if stack else 1) * inputs * dtype.size
     step = max(1, piece // row)
     step = step // TILE * TILE if step >= TILE else step
-    return [slice(begin, min(begin + step, outputs)) for begin in range(0, outputs, step)]
+    return cut(outputs, step)
 
 
 def product_in_pieces(
@@ -63,16 +64,16 @@ def product_in_pieces(
     """
     cuts = pieces(shape, x.dtype, piece)
 
-    def unpacked(cut: slice, dtype: mx.Dtype, after: mx.array) -> mx.array:
-        """Return a piece [..., out, in], not before `after` is there: nothing is unpacked ahead."""
+    def unpacked(outputs: slice, dtype: mx.Dtype, earlier: mx.array) -> mx.array:
+        """Return a piece [..., out, in], not before `earlier` is there: nothing is unpacked ahead."""
         kept = [parts[name] for name in ("weight", "scales", "biases") if name in parts]
-        kept = mx.depends([part[..., cut, :] for part in kept], [after])
+        kept = mx.depends([part[..., outputs, :] for part in kept], [earlier])
         return mx.dequantize(*kept, group_size=how.group_size, bits=how.bits, mode=how.mode, dtype=dtype)
 
     def forward(x: mx.array) -> mx.array:
         found: list[mx.array] = []
-        for cut in cuts:
-            matrix = unpacked(cut, x.dtype, found[-1] if found else x)
+        for outputs in cuts:
+            matrix = unpacked(outputs, x.dtype, found[-1] if found else x)
             found.append(multiply(x, matrix.swapaxes(-1, -2)))
         return mx.concatenate(found, axis=-1) if len(found) > 1 else found[0]
 
@@ -81,9 +82,9 @@ def product_in_pieces(
     @product.vjp
     def _backward(_: mx.array, outward: mx.array, __: mx.array) -> mx.array:
         total: mx.array | None = None
-        for cut in cuts:
-            part = mx.contiguous(outward[..., cut])
-            inward = multiply(part, unpacked(cut, outward.dtype, part if total is None else total))
+        for outputs in cuts:
+            part = mx.contiguous(outward[..., outputs])
+            inward = multiply(part, unpacked(outputs, outward.dtype, part if total is None else total))
             total = inward if total is None else total + inward
         assert total is not None
         return total
