@@ -10,19 +10,26 @@ from jaxtyping import Float, Integer
 
 from macmoe.kernels import experts as kernels
 from macmoe.nn.mlp import clamped_swiglu, swiglu
+from macmoe.nn.pieces import after, cut
 from macmoe.nn.quantized import ExpertLinear
 
 # (token, expert) pairs per expert from which on sorting the pairs by expert pays: each expert's matrix is
 # then read once. MLX's kernel for sorted pairs starts there too; with fewer, sorting costs more than it
 # saves.
 PAIRS_PER_EXPERT = 4
+SUMMED = 2**28  # bytes of rows, in float32, that are weighted at once
 
 Activation = Callable[[mx.array, mx.array], mx.array]
 
 
 def routed_bytes(top_k: int, dim: int, hidden_dim: int) -> int:
-    """Return the bytes that the rows of one token take in 16 bits, and their float32 sum."""
-    return top_k * (2 * (2 * dim + 3 * hidden_dim) + 4 * dim)
+    """Return the bytes that the rows of one token take at most, in 16 bits.
+
+    A product's outputs are there twice for a moment where they were computed in pieces.
+    """
+    gate_up = dim + 2 * (2 * hidden_dim)
+    down = hidden_dim + 2 * dim
+    return top_k * 2 * max(gate_up, down)
 
 
 def weighted_sum(y: mx.array, weights: mx.array, dtype: mx.Dtype) -> mx.array:
@@ -45,11 +52,17 @@ def _dispatch(x: mx.array, order: mx.array, _: mx.array) -> mx.array:
 
 
 def _combine(rows: mx.array, weights: mx.array, _: mx.array, places: mx.array) -> mx.array:
-    """Return the weighted sum over each token's rows, in float32.
+    """Return the weighted sum over each token's rows, in float32, of some tokens at a time.
 
     [tokens * top_k, 1, dim] -> [tokens, dim]; the last two arguments are order and places, as above.
     """
-    return weighted_sum(rows[places].reshape(*weights.shape, -1), weights, rows.dtype)
+    tokens, top_k = weights.shape
+    places = places.reshape(tokens, top_k)
+    found: list[mx.array] = []
+    for some in cut(tokens, max(1, SUMMED // (4 * top_k * rows.shape[-1]))):
+        y = rows[after(places[some], found)].squeeze(-2)  # [tokens, top_k, dim]
+        found.append(weighted_sum(y, weights[some], rows.dtype))
+    return mx.concatenate(found)
 
 
 dispatch: Any = mx.custom_function(_dispatch)

@@ -73,7 +73,7 @@ def main() -> None:
     )
     parser.add_argument("--questions", type=int, default=60)
     parser.add_argument("--dtype", default="float32", help="on the GPU; the CPU computes in float32")
-    parser.add_argument("--models", nargs="+", default=list(BUILT_IN), choices=list(BUILT_IN), metavar="MODEL")
+    parser.add_argument("--models", nargs="+", default=[*BUILT_IN], choices=[*BUILT_IN], metavar="MODEL")
     options = parser.parse_args()
     questions = exam("device", options.questions)
     print("| model | right on the CPU | right on the GPU | same tokens | same in a batch |")

@@ -7,7 +7,7 @@ import pytest
 
 from macmoe.config import Quantization
 from macmoe.errors import ConfigError
-from macmoe.nn import quantized
+from macmoe.nn import moe, quantized
 from macmoe.nn.mlp import clamped_swiglu, swiglu
 from macmoe.nn.moe import PAIRS_PER_EXPERT, Experts, combine
 from macmoe.nn.quantized import ExpertLinear, HeadLinear, pack_modules
@@ -147,6 +147,17 @@ def test_the_gradient_of_rows_comes_in_whole_rows():
     assert memoryview(gradient).strides == (4 * DIM, 4 * DIM, 4)
 
 
+@pytest.mark.parametrize("tokens", [1, 7, 40])
+def test_tokens_are_summed_some_at_a_time(monkeypatch, tokens):
+    monkeypatch.setattr(moe, "SUMMED", tokens * 4 * TOP_K * DIM)
+    order = mx.argsort(mx.random.normal((40 * TOP_K,)))
+    weights, rows = mx.random.normal((40, TOP_K)), mx.random.normal((40 * TOP_K, 1, DIM))
+    expected = np.zeros((40, DIM))
+    for row, pair in enumerate(np.array(order)):
+        expected[pair // TOP_K] += np.array(weights).flat[pair] * np.array(rows)[row, 0]
+    np.testing.assert_allclose(combine(rows, weights, order, mx.argsort(order)), expected, atol=1e-6)
+
+
 def test_clamped_swiglu_clamps_both_inputs():
     gate, up = np.array([-20.0, 0.5, 3.0, 20.0, 8.0]), np.array([1.0, -9.0, 9.0, 0.0, -1.0])
     g, u = np.minimum(gate, 7), np.clip(up, -7, 7)
@@ -163,6 +174,8 @@ def test_head_matrices_work_in_both_directions(how):
     y = mx.random.normal((2, 3, 5, 32), key=mx.random.key(2))
     np.testing.assert_allclose(np.array(heads(x)), np.array(x) @ weight.swapaxes(1, 2), atol=1e-5)
     np.testing.assert_allclose(np.array(heads.transposed(y)), np.array(y) @ weight, atol=1e-5)
+    some = np.array(x) @ weight[1:].swapaxes(1, 2)
+    np.testing.assert_allclose(np.array(heads(x, slice(1, 3))), some, atol=1e-5)
 
 
 def test_the_rows_of_a_batch_meet_a_head_matrix_at_once(monkeypatch):
