@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 import click
 
 from macmoe.bench.machine import OK, WRONG, Checked, Machine, check, kernels_off, this_machine
+from macmoe.bench.weights import random_model, shortened
 from macmoe.cli.loading import open_session
 from macmoe.cli.options import cache_bits_option, no_kernels_option
 from macmoe.cli.terminal import size
 from macmoe.decoding.examination import Check
 from macmoe.decoding.launches import Judged, KernelCheck
+from macmoe.families import Model
+from macmoe.inspection import find_config
 from macmoe.location import BUILT_IN
 
 BYTES_FROM = 1 << 20  # limits of the device from here on are bytes
@@ -20,11 +24,21 @@ BYTES_FROM = 1 << 20  # limits of the device from here on are bytes
 
 @click.command()
 @click.option("--model", "names", multiple=True, help="Check these instead of the built-in models; repeat.")
+@click.option("--shape", "shapes", multiple=True, help="Check random weights in a published shape; repeat.")
+@click.option("--layers", type=click.IntRange(min=1), help="Only the first layers of each --shape.")
 @click.option("--fresh", is_flag=True, help="Check again what has been checked before.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @cache_bits_option
 @no_kernels_option
-def command(*, names: tuple[str, ...], fresh: bool, as_json: bool, cache_bits: int | None) -> None:
+def command(
+    *,
+    names: tuple[str, ...],
+    shapes: tuple[str, ...],
+    layers: int | None,
+    fresh: bool,
+    as_json: bool,
+    cache_bits: int | None,
+) -> None:
     """Describe this machine, and check the kernels on it.
 
     Each kind of layer is compared with plain MLX operations, and a token is timed both ways. What was found
@@ -32,10 +46,12 @@ def command(*, names: tuple[str, ...], fresh: bool, as_json: bool, cache_bits: i
     Each kernel is compared by itself, too; its time is that of one launch among many that do not wait for
     each other.
     """
+    if layers and not shapes:
+        raise click.UsageError("--layers shortens what --shape names; give a --shape too.")
     machine, off = this_machine(), kernels_off()
     checked = [
-        check(name, open_session(name).model, fresh=fresh, cache_bits=cache_bits)
-        for name in (() if off else names or BUILT_IN)
+        check(name, model, fresh=fresh, cache_bits=cache_bits)
+        for name, model in (() if off else _models(names, shapes, layers))
     ]
     if as_json:
         kernels = {"off": off, "models": [each.to_json() for each in checked]}
@@ -45,6 +61,14 @@ def command(*, names: tuple[str, ...], fresh: bool, as_json: bool, cache_bits: i
     rows += [row for each in checked for row in _kernel_rows(each)]
     width = max(len(label) for label, _ in rows)
     click.echo("\n".join(f"{label.ljust(width)}  {text}" for label, text in rows))
+
+
+def _models(names: Sequence[str], shapes: Sequence[str], layers: int | None) -> Iterator[tuple[str, Model]]:
+    """Yield what to check, one after another: the built-in models where nothing is named."""
+    for name in names or (() if shapes else BUILT_IN):
+        yield name, open_session(name).model
+    for shape in shapes:
+        yield shape, random_model(shortened(find_config(shape)[0], layers))
 
 
 def _machine_rows(machine: Machine) -> list[tuple[str, str]]:

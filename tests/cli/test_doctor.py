@@ -10,9 +10,12 @@ import mlx.core as mx
 import pytest
 
 from macmoe.bench import machine
+from macmoe.cli import doctor
+from macmoe.config import load_json
 from macmoe.decoding import choice
 from macmoe.decoding.examination import Check, Verdict
 from macmoe.decoding.launches import KernelCheck
+from macmoe.location import ASSETS
 from tests.recorded import record_launches
 
 MODELS = ("tiny:gpt-oss", "tiny:qwen3", "tiny:deepseek-v3")
@@ -111,6 +114,34 @@ def test_a_model_without_kernels_says_so(macmoe, on_gpu, monkeypatch):
     monkeypatch.setattr(machine.DecodeStep, "of", lambda _: None)
     line = macmoe("doctor", "--model", "tiny:qwen3").stdout.splitlines()[-1]
     assert line.split(maxsplit=1) == ["tiny:qwen3", "no kernels for its form; plain operations are used"]
+
+
+def test_published_shapes_are_checked_with_random_weights(macmoe, on_gpu, monkeypatch):
+    on_gpu(GOOD)
+    small = load_json(ASSETS / "qwen3" / "config.json")
+    monkeypatch.setattr(doctor, "find_config", lambda name: ({"a-shape": small}[name], 1000))
+    found = []
+    check = doctor.check
+    monkeypatch.setattr(
+        doctor, "check", lambda name, model, **how: (found.append(model), check(name, model, **how))[1]
+    )
+    lines = macmoe("doctor", "--shape", "a-shape", "--layers", "2").stdout.splitlines()
+    assert lines[-1].startswith("a-shape, one token ")
+    assert not any("tiny:" in line for line in lines)
+    (model,) = found
+    assert (len(model.model.layers), model.config.hidden_size) == (2, small["hidden_size"])
+
+
+def test_layers_without_a_shape_and_unknown_shapes_are_refused(macmoe, on_gpu):
+    on_gpu(GOOD)
+    result = macmoe("doctor", "--layers", "2")
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (
+        2,
+        "Error: --layers shortens what --shape names; give a --shape too.",
+    )
+    result = macmoe("doctor", "--shape", "gpt-oss-20")
+    assert result.exit_code == 1
+    assert "gpt-oss-20b" in result.stderr
 
 
 def test_fresh_asks_for_another_check(macmoe, on_gpu):
