@@ -18,10 +18,12 @@ import mlx.core as mx
 from macmoe.kernels import rows
 from macmoe.kernels.experts import Stack
 from macmoe.kernels.packed import CHUNK, KINDS, LOAD, PLAIN, UNPACK
+from macmoe.kernels.parts import LIMITS
 from macmoe.kernels.source import Kernel, launch
 
 THREADS = 512
 SIMD_GROUPS = 8
+AHEAD = 8  # scores of a row that a thread reads at once
 
 ROTATE = """
 inline void rotate(thread float* even, thread float* odd, float angle) {
@@ -181,6 +183,7 @@ ABSORB = Kernel(
 
 WEIGH = Kernel(
     name="latent_weights",
+    header=LIMITS,
     body="""
   threadgroup float highs[THREADS / 32];
   threadgroup float sums[THREADS / 32];
@@ -191,24 +194,39 @@ WEIGH = Kernel(
   device T* target = weights + ulong(row) * CAPACITY;
   const uint begin = uint(places[sequence * 3 + 2]);
   const uint end = uint(places[sequence * 3 + 1]) + 1;  // a token sees itself
-  float highest = -INFINITY;
-  for (uint i = begin + thread_index; i < end; i += THREADS) highest = metal::max(highest, float(source[i]));
-  highest = simd_max(highest);
-  if (thread_index_in_simdgroup == 0) highs[simdgroup_index_in_threadgroup] = highest;
-  threadgroup_barrier(mem_flags::mem_threadgroup);
-  for (int i = 0; i < THREADS / 32; i++) highest = metal::max(highest, highs[i]);
-  float norm = 0.0f;
-  for (uint i = begin + thread_index; i < end; i += THREADS) {
-    norm += metal::exp(float(source[i]) - highest);
+  // Some scores are read ahead: a row has one threadgroup, which would wait for each of them.
+  float values[AHEAD], highest = LOWEST, norm = 0.0f;
+  for (uint first = begin + thread_index; first < end; first += AHEAD * THREADS) {
+    float higher = highest;
+    for (int j = 0; j < AHEAD; j++) {
+      const uint i = first + j * THREADS;
+      values[j] = i < end ? float(source[i]) : LOWEST;
+      higher = metal::max(higher, values[j]);
+    }
+    norm *= metal::fast::exp(highest - higher);
+    for (int j = 0; j < AHEAD; j++) norm += metal::fast::exp(values[j] - higher);
+    highest = higher;
   }
-  norm = simd_sum(norm);
-  if (thread_index_in_simdgroup == 0) sums[simdgroup_index_in_threadgroup] = norm;
+  const float high = simd_max(highest);
+  norm = simd_sum(norm * metal::fast::exp(highest - high));
+  if (thread_index_in_simdgroup == 0) {
+    highs[simdgroup_index_in_threadgroup] = high;
+    sums[simdgroup_index_in_threadgroup] = norm;
+  }
   threadgroup_barrier(mem_flags::mem_threadgroup);
+  highest = LOWEST;
+  for (int i = 0; i < THREADS / 32; i++) highest = metal::max(highest, highs[i]);
   norm = 0.0f;
-  for (int i = 0; i < THREADS / 32; i++) norm += sums[i];
-  for (uint i = thread_index; i < CAPACITY; i += THREADS) {
-    const float weight = metal::exp(float(source[i]) - highest) / norm;
-    target[i] = T(i >= begin && i < end ? weight : 0.0f);  // what lies beyond the cache has any score
+  for (int i = 0; i < THREADS / 32; i++) norm += sums[i] * metal::fast::exp(highs[i] - highest);
+  for (uint first = thread_index; first < CAPACITY; first += AHEAD * THREADS) {
+    for (int j = 0; j < AHEAD; j++) {
+      const uint i = first + j * THREADS;
+      values[j] = i >= begin && i < end ? float(source[i]) : LOWEST;  // beyond the cache lies any score
+    }
+    for (int j = 0; j < AHEAD; j++) {
+      const uint i = first + j * THREADS;
+      if (i < CAPACITY) target[i] = T(metal::fast::exp(values[j] - highest) / norm);
+    }
   }
 """,
 )
@@ -337,6 +355,7 @@ def attend(absorbed: mx.array, cache: Sequence[mx.array], places: mx.array, form
         "HEADS": form.heads,
         "CAPACITY": keys.shape[1],
         "THREADS": THREADS,
+        "AHEAD": AHEAD,
     }
     (weights,) = launch(
         WEIGH,

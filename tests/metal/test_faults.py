@@ -145,6 +145,22 @@ FAULTS = {
         "if (i != 3) target[i] = T(total * SCALE);",
     ),
     "rows before the first one seen are weighed": ("latent weights", "i >= begin && i < end", "i < end"),
+    "no barrier in weights": ("latent weights", f"{BARRIER}\n  highest = LOWEST", "highest = LOWEST"),
+    "sums of earlier rounds stay as they were": (
+        "latent weights, three rounds",
+        "norm *= metal::fast::exp(highest - higher);",
+        "",
+    ),
+    "sums of SIMD groups stay as they were": (
+        "latent weights",
+        "sums[i] * metal::fast::exp(highs[i] - highest)",
+        "sums[i]",
+    ),
+    "the score of another round": (
+        "latent weights, three rounds",
+        "i >= begin && i < end ? float(source[i])",
+        "i >= begin && i < end ? float(source[i % (AHEAD * THREADS)])",
+    ),
     "tokens of an expert in one place": ("experts plain, 9 tokens", "simd_prefix_exclusive_sum(same)", "0"),
 }
 
