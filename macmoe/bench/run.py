@@ -12,6 +12,8 @@ import mlx.core as mx
 from macmoe.bench.counting import Kernels
 from macmoe.bench.measure import (
     DECODE,
+    WARM_UP,
+    WARM_UP_PASSES,
     Case,
     Plan,
     Times,
@@ -25,6 +27,7 @@ from macmoe.bench.peer import peer_model
 from macmoe.bench.sides import Ours, Peer, Side
 from macmoe.bench.traffic import bandwidth, token_bytes, weight_bytes
 from macmoe.bench.weights import random_model, shortened
+from macmoe.errors import UsageError
 from macmoe.families import Model
 from macmoe.version import __version__
 
@@ -110,6 +113,14 @@ class Work:
     def after(self) -> int:
         """Tokens in the cache before the first draft, or of each sequence of a batch."""
         return (self.contexts or USUAL_CONTEXTS)[0]
+
+    @property
+    def positions(self) -> int:
+        """How many positions the longest case needs."""
+        decoded = [context + WARM_UP + self.plan.tokens + 1 for context in self.contexts]
+        passes = WARM_UP_PASSES + self.plan.passes
+        read = [self.after + tokens * passes for tokens in (*self.drafts, *(1 for _ in self.batches))]
+        return max((*decoded, *self.prompts, *read))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -206,8 +217,17 @@ def run(
         sides: macmoe, and mlx-lm if it takes part.
         work: The cases.
         done: Called after each case.
+
+    Raises:
+        UsageError: A case needs more positions than the model knows.
     """
     model = subject.model
+    known = model.config.max_position_embeddings
+    if work.positions > known:
+        raise UsageError(
+            f"the longest case needs {work.positions:,} positions, what is decoded included, and "
+            f"{subject.name} knows {known:,}; ask for fewer tokens"
+        )
     ours = sides[OURS]
     assert isinstance(ours, Ours)
     report = Report(

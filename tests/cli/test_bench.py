@@ -144,6 +144,24 @@ def test_a_shape_has_no_more_layers_than_the_model(macmoe):
     )
 
 
+@pytest.mark.parametrize(
+    ("case", "needed"),
+    [
+        (("--context", "40880", "--tokens", "64"), 40_961),
+        (("--prefill", "40961"), 40_961),
+        (("--context", "20", "--verify", "2100"), 42_020),
+    ],
+)
+def test_what_is_longer_than_the_model_knows_is_refused(macmoe, case, needed):
+    result = macmoe("bench", "tiny:qwen3", *case)
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == (
+        f"error: the longest case needs {needed:,} positions, what is decoded included, and tiny:qwen3 knows "
+        "40,960; ask for fewer tokens"
+    )
+    assert result.stdout == ""
+
+
 def test_an_unknown_shape_is_refused_in_one_line(macmoe):
     result = macmoe("bench", "--shape", "gpt-oss-20")
     assert result.exit_code == 1
