@@ -23,7 +23,7 @@ from macmoe.kernels.source import Kernel, launch
 
 THREADS = 512
 SIMD_GROUPS = 8
-AHEAD = 8  # scores of a row that a thread reads at once
+AHEAD = 2  # times 8 scores of a row that a thread reads at once
 
 ROTATE = """
 inline void rotate(thread float* even, thread float* odd, float angle) {
@@ -183,28 +183,49 @@ ABSORB = Kernel(
 
 WEIGH = Kernel(
     name="latent_weights",
-    header=LIMITS,
+    header=LOAD
+    + LIMITS
+    + """
+// 8 neighboring scores of a row, from `place` on; those that are not seen are as low as can be.
+inline void load_scores(const device T* row, uint place, uint begin, uint end, thread float* values) {
+  if (place < end) {
+#if CAPACITY % 8 == 0
+    load_floats(row + place, values, 8);
+#else
+    for (uint i = 0; i < 8 && place + i < CAPACITY; i++) values[i] = float(row[place + i]);
+#endif
+  }
+  if (place < begin || place + 8 > end) {
+    for (uint i = 0; i < 8; i++) values[i] = place + i >= begin && place + i < end ? values[i] : LOWEST;
+  }
+}
+
+inline void store_weights(device T* row, uint place, thread float* values) {
+#if CAPACITY % 8 == 0
+  store_floats(row + place, values);
+#else
+  for (uint i = 0; i < 8 && place + i < CAPACITY; i++) row[place + i] = T(values[i]);
+#endif
+}
+""",
     body="""
   threadgroup float highs[THREADS / 32];
   threadgroup float sums[THREADS / 32];
-  const uint thread_index = thread_index_in_threadgroup;
   const uint row = threadgroup_position_in_grid.x;
   const uint sequence = row / HEADS;
   const device T* source = scores + ulong(row) * CAPACITY;
   device T* target = weights + ulong(row) * CAPACITY;
   const uint begin = uint(places[sequence * 3 + 2]);
   const uint end = uint(places[sequence * 3 + 1]) + 1;  // a token sees itself
-  // Some scores are read ahead: a row has one threadgroup, which would wait for each of them.
-  float values[AHEAD], highest = LOWEST, norm = 0.0f;
-  for (uint first = begin + thread_index; first < end; first += AHEAD * THREADS) {
+  const uint first = 8 * thread_index_in_threadgroup;
+  // More is read at once than is needed: a row has one threadgroup, which would wait for each score.
+  float values[8 * AHEAD], highest = LOWEST, norm = 0.0f;
+  for (uint place = first; place < end; place += 8 * AHEAD * THREADS) {
+    for (int j = 0; j < AHEAD; j++) load_scores(source, place + 8 * j * THREADS, begin, end, values + 8 * j);
     float higher = highest;
-    for (int j = 0; j < AHEAD; j++) {
-      const uint i = first + j * THREADS;
-      values[j] = i < end ? float(source[i]) : LOWEST;
-      higher = metal::max(higher, values[j]);
-    }
+    for (int i = 0; i < 8 * AHEAD; i++) higher = metal::max(higher, values[i]);
     norm *= metal::fast::exp(highest - higher);
-    for (int j = 0; j < AHEAD; j++) norm += metal::fast::exp(values[j] - higher);
+    for (int i = 0; i < 8 * AHEAD; i++) norm += metal::fast::exp(values[i] - higher);
     highest = higher;
   }
   const float high = simd_max(highest);
@@ -218,14 +239,12 @@ WEIGH = Kernel(
   for (int i = 0; i < THREADS / 32; i++) highest = metal::max(highest, highs[i]);
   norm = 0.0f;
   for (int i = 0; i < THREADS / 32; i++) norm += sums[i] * metal::fast::exp(highs[i] - highest);
-  for (uint first = thread_index; first < CAPACITY; first += AHEAD * THREADS) {
+  for (uint place = first; place < CAPACITY; place += 8 * AHEAD * THREADS) {
+    for (int j = 0; j < AHEAD; j++) load_scores(source, place + 8 * j * THREADS, begin, end, values + 8 * j);
+    for (int i = 0; i < 8 * AHEAD; i++) values[i] = metal::fast::exp(values[i] - highest) / norm;
     for (int j = 0; j < AHEAD; j++) {
-      const uint i = first + j * THREADS;
-      values[j] = i >= begin && i < end ? float(source[i]) : LOWEST;  // beyond the cache lies any score
-    }
-    for (int j = 0; j < AHEAD; j++) {
-      const uint i = first + j * THREADS;
-      if (i < CAPACITY) target[i] = T(metal::fast::exp(values[j] - highest) / norm);
+      const uint own = place + 8 * j * THREADS;
+      if (own < CAPACITY) store_weights(target, own, values + 8 * j);  // 0 beyond the cache
     }
   }
 """,
@@ -352,6 +371,7 @@ def attend(absorbed: mx.array, cache: Sequence[mx.array], places: mx.array, form
     scores = absorbed @ keys.swapaxes(-1, -2)  # [sequences, heads, capacity]
     constants = {
         "T": keys.dtype,
+        "T_KIND": KINDS[keys.dtype],
         "HEADS": form.heads,
         "CAPACITY": keys.shape[1],
         "THREADS": THREADS,

@@ -98,7 +98,7 @@ def small_cases(dtype: mx.Dtype) -> dict[str, Runner]:
         dtype, latent_form(4, 64, 32, 16, 16), first=5, past=700, capacity=777
     )
     cases["latent weights, three rounds"] = lambda: case_latent_weights(
-        dtype, latent_form(1, 64, 32, 16, 16), first=5, past=9000, capacity=9003
+        dtype, latent_form(1, 64, 32, 16, 16), first=5, past=17_000, capacity=17_008
     )
     cases["latent weights, first token"] = lambda: case_latent_weights(
         dtype, latent_form(2, 64, 32, 16, 16), first=0, past=0, capacity=16

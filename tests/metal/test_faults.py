@@ -144,7 +144,7 @@ FAULTS = {
         "target[i] = T(total * SCALE);",
         "if (i != 3) target[i] = T(total * SCALE);",
     ),
-    "rows before the first one seen are weighed": ("latent weights", "i >= begin && i < end", "i < end"),
+    "rows before the first one seen are weighed": ("latent weights", "place + i >= begin &&", ""),
     "no barrier in weights": ("latent weights", f"{BARRIER}\n  highest = LOWEST", "highest = LOWEST"),
     "sums of earlier rounds stay as they were": (
         "latent weights, three rounds",
@@ -156,11 +156,12 @@ FAULTS = {
         "sums[i] * metal::fast::exp(highs[i] - highest)",
         "sums[i]",
     ),
-    "the score of another round": (
+    "the scores of another round": (
         "latent weights, three rounds",
-        "i >= begin && i < end ? float(source[i])",
-        "i >= begin && i < end ? float(source[i % (AHEAD * THREADS)])",
+        "load_floats(row + place,",
+        "load_floats(row + place % (8 * THREADS),",
     ),
+    "only whole vectors are stored": ("latent weights", "own < CAPACITY", "own + 8 <= CAPACITY"),
     "tokens of an expert in one place": ("experts plain, 9 tokens", "simd_prefix_exclusive_sum(same)", "0"),
 }
 
