@@ -1,6 +1,6 @@
 """Check every kernel on this machine's GPU against plain operations in float32.
 
-    python tests/bench/kernels.py [bfloat16] [float32] [float16]
+    python tests/bench/kernels.py [bfloat16] [float32] [float16] [--only latent]
 
 Several processes may share the types: most of the time is compilation. Prints the largest errors of each case
 in units of the last place of its type at the largest wanted value. Speed is measured by `macmoe bench` and
@@ -50,12 +50,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("types", nargs="*", default=list(TYPES), choices=TYPES, metavar="type")
+    parser.add_argument("--only", default="", metavar="TEXT", help="Cases with this in their names.")
     given = parser.parse_args()
-    results = [run(name, case) for name, case in route_cases().items()]
+    cases = dict(route_cases())
     for name in given.types:
         dtype = TYPES[name]
-        cases = small_cases(dtype) | (real_cases(dtype) if dtype == mx.bfloat16 else {})
-        results += [run(f"{name} {case}", runner) for case, runner in cases.items()]
+        of_type = small_cases(dtype) | (real_cases(dtype) if dtype == mx.bfloat16 else {})
+        cases |= {f"{name} {case}": runner for case, runner in of_type.items()}
+    results = [run(name, case) for name, case in cases.items() if given.only in name]
     print(f"{sum(results)} of {len(results)} cases within their bounds")
     sys.exit(not all(results))
 
