@@ -1,9 +1,10 @@
 """What attention remembers: full, sliding and latent caches, and the set of them that belongs to one model.
 
 Arrays are [batch, heads, length, width]. Buffers have spare room and are written in place. When one is full
-it grows by half, so a long generation copies each token about twice in all; `reserve` avoids even that where
-the length is known. Fused kernels write into the buffers themselves (`open`), which MLX does not know of: so
-a cache remembers whether a copy may share its buffers, and then moves to new ones first.
+it grows by half, but by no more than `GROWTH` tokens: products of attention may go over the spare room too.
+`reserve` avoids that where the length is known. Fused kernels write into the buffers themselves (`open`),
+which MLX does not know of: so a cache remembers whether a copy may share its buffers, and then moves to new
+ones first.
 """
 
 import copy
@@ -17,6 +18,7 @@ from macmoe.nn.positions import left_padding_array
 from macmoe.protocols import LayerCache, Room
 
 STEP = 256  # buffers hold a multiple of this many tokens
+GROWTH = 4096  # tokens by which a buffer grows at most; a new size costs a copy, and new kernels
 
 
 def _round_up(tokens: int) -> int:
@@ -57,7 +59,7 @@ class FullCache:
         end = self.offset + tokens
         capacity = self._buffers[0].shape[2]
         if end > capacity:
-            capacity = _round_up(max(end, self._reserved, self.offset * 3 // 2))
+            capacity = self._capacity(end)
         if self._shared or capacity > self._buffers[0].shape[2]:
             self._buffers = [_with_room(array, capacity) for array in self.state]
             self._shared = False
@@ -72,15 +74,19 @@ class FullCache:
         end = self.offset + new[0].shape[2]
         if not self._buffers:
             empty = [array[:, :, :0] for array in new]
-            self._buffers = [_with_room(array, _round_up(max(end, self._reserved))) for array in empty]
+            self._buffers = [_with_room(array, self._capacity(end)) for array in empty]
         elif end > self._buffers[0].shape[2]:
-            capacity = _round_up(max(end, self._reserved, self.offset * 3 // 2))
-            self._buffers = [_with_room(array, capacity) for array in self.state]
+            self._buffers = [_with_room(array, self._capacity(end)) for array in self.state]
         for buffer, array in zip(self._buffers, new, strict=True):
             buffer[:, :, self.offset : end] = array
         self._shared = False
         self.offset = end
         return tuple(self.state)
+
+    def _capacity(self, end: int) -> int:
+        """Return for how many tokens new buffers are made that have to hold `end`."""
+        grown = self.offset + min(self.offset // 2, GROWTH)
+        return _round_up(max(end, self._reserved, grown))
 
     @property
     def state(self) -> list[mx.array]:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from macmoe.errors import UsageError
-from macmoe.nn.cache import STEP, FullCache, LatentCache, ModelCache, SlidingCache
+from macmoe.nn.cache import GROWTH, STEP, FullCache, LatentCache, ModelCache, SlidingCache
 
 WINDOW, SLACK = 8, 16
 
@@ -86,6 +86,17 @@ def test_latent_cache_keeps_one_array():
     (latents,) = cache.update(mx.ones((1, 1, 5, 12)))
     assert latents.shape == (1, 1, 5, 12)
     assert cache.nbytes == STEP * 12 * 4
+
+
+@pytest.mark.parametrize(
+    ("held", "room"), [(STEP, 2 * STEP), (4 * STEP, 6 * STEP), (40 * STEP, 40 * STEP + GROWTH)]
+)
+def test_a_full_cache_grows_by_half_but_not_without_limit(held, room):
+    for grow in (lambda cache: cache.open(1), lambda cache: cache.update(mx.zeros((1, 1, 1, 12)))):
+        cache = FullCache()
+        cache.update(mx.zeros((1, 1, held, 12)))
+        grow(cache)
+        assert cache.nbytes == room * 12 * 4
 
 
 def test_reserved_room_is_allocated_once():
