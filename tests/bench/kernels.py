@@ -1,6 +1,6 @@
 """Check every kernel on this machine's GPU against plain operations in float32.
 
-    python tests/bench/kernels.py [bfloat16] [float32] [float16] [--only latent]
+    python tests/bench/kernels.py [--types bfloat16 float32 float16] [--only latent]
 
 Several processes may share the types: most of the time is compilation. Prints the largest errors of each case
 in units of the last place of its type at the largest wanted value. Speed is measured by `macmoe bench` and
@@ -49,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("types", nargs="*", default=list(TYPES), choices=TYPES, metavar="type")
+    parser.add_argument("--types", nargs="+", default=[*TYPES], choices=[*TYPES], metavar="TYPE")
     parser.add_argument("--only", default="", metavar="TEXT", help="Cases with this in their names.")
     given = parser.parse_args()
     cases = dict(route_cases())
