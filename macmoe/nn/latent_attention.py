@@ -29,7 +29,7 @@ from macmoe.protocols import LayerCache
 LATENT_NORM_EPS = 1e-6
 
 SCORES = 2**28  # bytes of the scores that are held at once
-ROWS = 512  # queries of a head that are taken at once: many, because each time its keys are read
+ROWS = 512  # queries of a head that are taken at once, if they may: each time its keys are read
 
 
 def _visible(mask: Mask, length: int, keys: int) -> mx.array | None:
@@ -53,11 +53,11 @@ def _newest(queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
     return mx.softmax(scores, axis=-1, precise=True) @ values
 
 
-def _attend(queries: mx.array, keys: mx.array, values: mx.array, mask: Mask) -> mx.array:
-    """Return softmax(q.k) v of scaled queries, some at a time, with the keys up to their own."""
+def _attend(queries: mx.array, keys: mx.array, values: mx.array, mask: Mask, at_once: int) -> mx.array:
+    """Return softmax(q.k) v of scaled queries, so many at a time, with the keys up to their own."""
     length, count = queries.shape[2], keys.shape[2]
     found: list[mx.array] = []
-    for rows in cut(length, ROWS):
+    for rows in cut(length, at_once):
         end = count if mask is None else count - length + rows.stop
         some = (after(queries[:, :, rows], found), keys[:, :, :end], values[:, :, :end])
         if isinstance(mask, str):
@@ -136,12 +136,13 @@ class LatentAttention(nn.Module):
         They are written out once, for some heads at a time, whose scores do not take more than `SCORES`.
         """
         batch, _, keys, _ = latents.shape
-        at_once = max(1, SCORES // (latents.dtype.size * batch * ROWS * keys))
+        of_query = latents.dtype.size * batch * keys  # bytes of the scores of one head
+        rows = max(1, min(ROWS, SCORES // of_query))
         found: list[mx.array] = []
-        for heads in cut(self.heads, at_once):
+        for heads in cut(self.heads, max(1, SCORES // (rows * of_query))):
             written_out = self._written_out(after(latents, found), heads)
             queries = mx.concatenate([q_nope[:, heads], q_rope[:, heads]], axis=-1) * self.scale
-            found.append(_attend(queries, *written_out, mask))
+            found.append(_attend(queries, *written_out, mask, rows))
         return mx.concatenate(found, axis=1)
 
     def _written_out(self, latents: mx.array, heads: slice) -> tuple[mx.array, mx.array]:

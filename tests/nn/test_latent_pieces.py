@@ -103,6 +103,23 @@ def test_gradients_go_through_the_pieces(attention, monkeypatch):
         assert mx.abs(mine - theirs).max().item() < 1e-4
 
 
+@pytest.mark.parametrize("bytes_of_scores", [0, 4 * 90, 4 * 90 * 20, 4 * 90 * 100])
+def test_fewer_queries_are_taken_where_the_scores_of_one_head_are_too_many(
+    attention, monkeypatch, bytes_of_scores
+):
+    arrays = drawn(1, 50, 90)
+    whole = attention.naive(*arrays, "causal")
+    seen = []
+    newest = latent_attention._newest
+    monkeypatch.setattr(
+        latent_attention, "_newest", lambda q, k, v: (seen.append(q.shape[1:3]), newest(q, k, v))[1]
+    )
+    monkeypatch.setattr(latent_attention, "SCORES", bytes_of_scores)
+    assert mx.abs(attention.naive(*arrays, "causal") - whole).max().item() < 1e-5
+    assert {heads for heads, _ in seen} == {1}
+    assert max(rows for _, rows in seen) == min(50, max(1, bytes_of_scores // (4 * 90)))
+
+
 def test_one_piece_is_held_at_a_time(attention, monkeypatch):
     length, keys = 64, 4096
     arrays = drawn(1, length, keys)
