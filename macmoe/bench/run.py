@@ -114,6 +114,22 @@ class Work:
         """Tokens in the cache before the first draft, or of each sequence of a batch."""
         return (self.contexts or USUAL_CONTEXTS)[0]
 
+    def check_fits(self, name: str, known: int) -> None:
+        """Refuse cases that are too long for a model.
+
+        Args:
+            name: Of the model.
+            known: How many positions it knows.
+
+        Raises:
+            UsageError: A case needs more positions.
+        """
+        if self.positions > known:
+            raise UsageError(
+                f"the longest case needs {self.positions:,} positions, what is decoded included, and {name} "
+                f"knows {known:,}; ask for fewer tokens"
+            )
+
     @property
     def positions(self) -> int:
         """How many positions the longest case needs."""
@@ -217,17 +233,8 @@ def run(
         sides: macmoe, and mlx-lm if it takes part.
         work: The cases.
         done: Called after each case.
-
-    Raises:
-        UsageError: A case needs more positions than the model knows.
     """
     model = subject.model
-    known = model.config.max_position_embeddings
-    if work.positions > known:
-        raise UsageError(
-            f"the longest case needs {work.positions:,} positions, what is decoded included, and "
-            f"{subject.name} knows {known:,}; ask for fewer tokens"
-        )
     ours = sides[OURS]
     assert isinstance(ours, Ours)
     report = Report(

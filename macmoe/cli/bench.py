@@ -13,6 +13,7 @@ from macmoe.cli.bench_report import check_folder, check_plot, show
 from macmoe.cli.loading import open_session
 from macmoe.cli.options import cache_bits_option, no_kernels_option
 from macmoe.cli.terminal import progress_bar
+from macmoe.families import family_of
 from macmoe.inspection import find_config
 from macmoe_converters.targets import hub_spelling
 
@@ -47,16 +48,16 @@ def command(*, model_name: str | None, shape: str | None, layers: int | None, **
     """
     if (model_name is None) == (shape is None) or (layers and not shape):
         raise click.UsageError("Give either MODEL, or --shape NAME with or without --layers.")
-    config = find_config(model_name or shape or "")[0]
+    plan = Plan(tokens=how["tokens"], rounds=how["rounds"], time_limit=how["time_limit"])
+    work = Work.asked(**{name: how[name] for name in SIZES}, plan=plan)
+    name = model_name or shape or ""
+    config = find_config(name)[0]
+    work.check_fits(name, family_of(config).build(config).config.max_position_embeddings)
     if shape:
         subject = Subject.drawn(shape, config, layers, how["cache_bits"])
     else:
-        model = open_session(model_name or "").model
-        subject = Subject(
-            name=model_name or "", model=model, config=hub_spelling(config), cache_bits=how["cache_bits"]
-        )
-    plan = Plan(tokens=how["tokens"], rounds=how["rounds"], time_limit=how["time_limit"])
-    work = Work.asked(**{name: how[name] for name in SIZES}, plan=plan)
+        model = open_session(name).model
+        subject = Subject(name=name, model=model, config=hub_spelling(config), cache_bits=how["cache_bits"])
     with progress_bar("measuring") as bar:
         sides = subject.sides(against_peer=how["against"] is not None)
         report = run(subject, sides, work, done=lambda report: bar(len(report.cases), work.cases))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
+from typing import Any
 
 import click
 
@@ -48,10 +50,11 @@ def command(
     """
     if layers and not shapes:
         raise click.UsageError("--layers shortens what --shape names; give a --shape too.")
+    subjects = _subjects(names, {shape: shortened(find_config(shape)[0], layers) for shape in shapes})
     machine, off = this_machine(), kernels_off()
     checked = [
-        check(name, model, fresh=fresh, cache_bits=cache_bits)
-        for name, model in (() if off else _models(names, shapes, layers))
+        check(name, build(), fresh=fresh, cache_bits=cache_bits)
+        for name, build in (() if off else subjects.items())
     ]
     if as_json:
         kernels = {"off": off, "models": [each.to_json() for each in checked]}
@@ -63,12 +66,16 @@ def command(
     click.echo("\n".join(f"{label.ljust(width)}  {text}" for label, text in rows))
 
 
-def _models(names: Sequence[str], shapes: Sequence[str], layers: int | None) -> Iterator[tuple[str, Model]]:
-    """Yield what to check, one after another: the built-in models where nothing is named."""
-    for name in names or (() if shapes else BUILT_IN):
-        yield name, open_session(name).model
-    for shape in shapes:
-        yield shape, random_model(shortened(find_config(shape)[0], layers))
+def _subjects(
+    names: Sequence[str], shapes: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Callable[[], Model]]:
+    """Return what makes each model, so that none is held while the next is made."""
+
+    def stored(name: str) -> Model:
+        return open_session(name).model
+
+    named = {name: partial(stored, name) for name in names or (() if shapes else BUILT_IN)}
+    return named | {shape: partial(random_model, config) for shape, config in shapes.items()}
 
 
 def _machine_rows(machine: Machine) -> list[tuple[str, str]]:

@@ -2,9 +2,9 @@
 
 Arrays are [batch, heads, length, width]. Buffers have spare room and are written in place. When one is full
 it grows by half, but by no more than `GROWTH` tokens: products of attention may go over the spare room too.
-`reserve` avoids that where the length is known. Fused kernels write into the buffers themselves (`open`),
-which MLX does not know of: so a cache remembers whether a copy may share its buffers, and then moves to new
-ones first.
+`reserve` makes the room at once where the length is known. Fused kernels write into the buffers themselves
+(`open`), which MLX does not know of: so a cache remembers whether a copy may share its buffers, and then
+moves to new ones first.
 """
 
 import copy

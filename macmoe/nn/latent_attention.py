@@ -48,8 +48,10 @@ def _newest(queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
     """
     rows = queries.shape[2]
     scores = queries @ keys.swapaxes(-1, -2)
+    # Computed again, because all scores would be copied if they were written while some are read.
+    last = queries @ keys[:, :, -rows:].swapaxes(-1, -2)
     lowest = mx.finfo(scores.dtype).min
-    scores[..., -rows:] = mx.where(mx.tri(rows, dtype=mx.bool_), scores[..., -rows:], lowest)
+    scores[..., -rows:] = mx.where(mx.tri(rows, dtype=mx.bool_), last, lowest)
     return mx.softmax(scores, axis=-1, precise=True) @ values
 
 
@@ -169,8 +171,9 @@ class LatentAttention(nn.Module):
 
     def _cheaper(self, positions: Positions, latents: mx.array) -> Callable[..., mx.array]:
         """Return the form to compute with."""
-        scores = self.heads * positions.length * latents.shape[2] * latents.dtype.size
-        short = positions.length < self.absorb_below and scores <= SCORES
+        batch, _, keys, _ = latents.shape
+        scores = batch * self.heads * positions.length * keys * latents.dtype.size
+        short = positions.length == 1 or (positions.length < self.absorb_below and scores <= SCORES)
         return self.absorbed if positions.offset and short else self.naive
 
     def __call__(

@@ -17,7 +17,7 @@ from macmoe.nn.quantized import ExpertLinear
 # then read once. MLX's kernel for sorted pairs starts there too; with fewer, sorting costs more than it
 # saves.
 PAIRS_PER_EXPERT = 4
-SUMMED = 2**28  # bytes of rows, in float32, that are weighted at once
+SUMMED = 2**28  # bytes of rows, as they are and in float32, that are weighted at once
 
 Activation = Callable[[mx.array, mx.array], mx.array]
 
@@ -59,7 +59,8 @@ def _combine(rows: mx.array, weights: mx.array, _: mx.array, places: mx.array) -
     tokens, top_k = weights.shape
     places = places.reshape(tokens, top_k)
     found: list[mx.array] = []
-    for some in cut(tokens, max(1, SUMMED // (4 * top_k * rows.shape[-1]))):
+    of_token = top_k * rows.shape[-1] * (rows.itemsize + 4)
+    for some in cut(tokens, max(1, SUMMED // of_token)):
         y = rows[after(places[some], found)].squeeze(-2)  # [tokens, top_k, dim]
         found.append(weighted_sum(y, weights[some], rows.dtype))
     return mx.concatenate(found)

@@ -57,7 +57,10 @@ def main() -> None:
         dtype = TYPES[name]
         of_type = small_cases(dtype) | (real_cases(dtype) if dtype == mx.bfloat16 else {})
         cases |= {f"{name} {case}": runner for case, runner in of_type.items()}
-    results = [run(name, case) for name, case in cases.items() if given.only in name]
+    chosen = {name: case for name, case in cases.items() if given.only in name}
+    if not chosen:
+        parser.error(f"no case has {given.only!r} in its name")
+    results = [run(name, case) for name, case in chosen.items()]
     print(f"{sum(results)} of {len(results)} cases within their bounds")
     sys.exit(not all(results))
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+import weakref
 from dataclasses import replace
 
 import mlx.core as mx
@@ -142,6 +144,31 @@ def test_layers_without_a_shape_and_unknown_shapes_are_refused(macmoe, on_gpu):
     result = macmoe("doctor", "--shape", "gpt-oss-20")
     assert result.exit_code == 1
     assert "gpt-oss-20b" in result.stderr
+
+
+def test_shapes_are_looked_up_where_nothing_is_checked(macmoe):
+    result = macmoe("doctor", "--shape", "gpt-oss-20b", "--layers", "25")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "error: this model has 24 layers; it cannot be measured with 25\n"
+
+
+def test_one_model_is_held_at_a_time(macmoe, on_gpu, monkeypatch):
+    on_gpu(GOOD)
+    alive, drawn_before = [], []
+    draw = doctor.random_model
+
+    def drawn(config):
+        gc.collect()
+        alive.append(sum(model() is not None for model in drawn_before))
+        model = draw(config)
+        drawn_before.append(weakref.ref(model))
+        return model
+
+    small = load_json(ASSETS / "qwen3" / "config.json")
+    monkeypatch.setattr(doctor, "find_config", lambda _: (small, 1000))
+    monkeypatch.setattr(doctor, "random_model", drawn)
+    macmoe("doctor", "--shape", "a", "--shape", "b", "--shape", "c")
+    assert alive == [0, 0, 0]
 
 
 def test_fresh_asks_for_another_check(macmoe, on_gpu):

@@ -149,7 +149,7 @@ def test_the_gradient_of_rows_comes_in_whole_rows():
 
 @pytest.mark.parametrize("tokens", [1, 7, 40])
 def test_tokens_are_summed_some_at_a_time(monkeypatch, tokens):
-    monkeypatch.setattr(moe, "SUMMED", tokens * 4 * TOP_K * DIM)
+    monkeypatch.setattr(moe, "SUMMED", tokens * (4 + 4) * TOP_K * DIM)
     order = mx.argsort(mx.random.normal((40 * TOP_K,)))
     weights, rows = mx.random.normal((40, TOP_K)), mx.random.normal((40 * TOP_K, 1, DIM))
     expected = np.zeros((40, DIM))

@@ -120,6 +120,26 @@ def test_fewer_queries_are_taken_where_the_scores_of_one_head_are_too_many(
     assert max(rows for _, rows in seen) == min(50, max(1, bytes_of_scores // (4 * 90)))
 
 
+def test_scores_are_held_once():
+    queries, keys = mx.random.normal((1, 4, 64, 12)), mx.random.normal((1, 4, 8192, 12))
+    mx.eval(queries, keys)
+    mx.reset_peak_memory()
+    held = mx.get_active_memory()
+    mx.eval(latent_attention._newest(queries, keys, keys))
+    scores = 4 * 4 * 64 * 8192
+    assert mx.get_peak_memory() - held < 1.3 * scores
+
+
+@pytest.mark.parametrize(("sequences", "absorbed"), [(1, True), (2, False)])
+def test_a_batch_whose_scores_are_too_many_has_keys_written_out(attention, monkeypatch, sequences, absorbed):
+    monkeypatch.setattr(attention, "absorb_below", 1000)
+    monkeypatch.setattr(latent_attention, "SCORES", 4 * HEADS * 50 * 90)
+    latents = mx.zeros((sequences, 1, 90, LATENT + ROPE))
+    several, one = (Positions(90 - length, length, None, 0) for length in (50, 1))
+    assert attention._cheaper(several, latents) == (attention.absorbed if absorbed else attention.naive)
+    assert attention._cheaper(one, mx.zeros((900, 1, 90, LATENT + ROPE))) == attention.absorbed
+
+
 def test_one_piece_is_held_at_a_time(attention, monkeypatch):
     length, keys = 64, 4096
     arrays = drawn(1, length, keys)
