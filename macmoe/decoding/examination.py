@@ -1,7 +1,7 @@
 """Whether a model's kernels are right and faster: each kind of sublayer is compared, and a whole token timed.
 
 One sequence takes other kernels than several, so each kind is compared for one and for two, of which one is
-padded; the time that decides is that of one.
+padded; attention also after a long cache, which is cut into more parts. The time that decides is that of one.
 Both the kernels and the modules round; the judge is the same module in float32. Kernels are right where their
 error is no larger than rounding in that type explains: about as large as that of the modules.
 """
@@ -29,9 +29,11 @@ from macmoe.nn.positions import Positions, left_padding_array
 from macmoe.protocols import LayerCache
 
 PAST = 40  # tokens in the cache of a check
+LONG = 9_000  # in that of a long one: more than a threadgroup takes in one round, and than any window
 TOKENS = 5  # checked per sublayer, and timed
 # Of the sequences of a check, by the end of its name; so much that it is within any window.
 PADDING = {"": (0,), ", 2 sequences": (PAST - 4, 0)}
+AFTER_LONG = ", long cache"
 MARGIN = 1.5  # how much larger than the modules' the kernels' error may be
 # Relative errors that are nothing to worry about, whatever the modules' are.
 FLOORS = {mx.float32: 1e-4, mx.float16: 2e-3, mx.bfloat16: 1e-2}
@@ -88,6 +90,11 @@ class Run:
     outputs: list[mx.array] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
+    @property
+    def last(self) -> "Run":
+        """The tokens that are compared."""
+        return Run(self.outputs[-TOKENS:], self.seconds[-TOKENS:])
+
     def take(self, compute: Callable[[], mx.array]) -> None:
         """Compute one more token."""
         began = time.perf_counter()
@@ -134,6 +141,8 @@ def examine(model: Model, step: DecodeStep, cache_bits: int | None = None) -> Ve
                 checks[kinds[0] + suffix] = _check_attention(model, index, layer, padding, cache_bits)
             if kinds[1] + suffix not in checks:
                 checks[kinds[1] + suffix] = _check_feed_forward(model, index, layer, len(padding))
+        if kinds[0] + AFTER_LONG not in checks:
+            checks[kinds[0] + AFTER_LONG] = _check_long_attention(model, index, layer, cache_bits)
     for experts in mixtures(model)[:1]:
         checks["several tokens"] = _check_several_tokens(experts, _dtype(model))
     seconds, plain_seconds = _times(model, step, cache_bits)
@@ -187,10 +196,33 @@ def _check_attention(
     attend(tokens[:PAST], cache)
     return _judge(
         _attend_with_kernels(layer, tokens[PAST:], padding, cache),
-        attend(tokens, fresh_cache()),
-        exact,
+        attend(tokens, fresh_cache()).last,
+        exact.last,
         _dtype(model),
     )
+
+
+def _check_long_attention(model: Model, index: int, layer: Layer, cache_bits: int | None) -> Check:
+    """Feed tokens after many that are random rows of the cache."""
+    module, dtype = model.model.layers[index].self_attn, _dtype(model)
+    tokens = [_noise(model, token, 1) for token in range(TOKENS)]
+    attend = partial(_attend, module, layer.window, None)
+    probe = list(model.make_cache())[index]
+    attend(tokens[:1], probe)  # shows what a token leaves
+    rows = [
+        mx.random.normal((*array.shape[:2], LONG, array.shape[3]), key=mx.random.key(number)).astype(dtype)
+        for number, array in enumerate(probe.state)
+    ]
+
+    def filled(dtype: mx.Dtype) -> LayerCache:
+        cache = list(model.make_cache(bits=cache_bits))[index]
+        cache.update(*[array.astype(dtype) for array in rows])
+        return cache
+
+    with in_float32(module):
+        exact = attend([x.astype(mx.float32) for x in tokens], filled(mx.float32))
+    kernels = _attend_with_kernels(layer, tokens, (0,), filled(dtype))
+    return _judge(kernels, attend(tokens, filled(dtype)), exact, dtype)
 
 
 def _attend(
@@ -200,24 +232,25 @@ def _attend(
     tokens: list[mx.array],
     cache: LayerCache,
 ) -> Run:
-    """Compute tokens one by one with the module, from the start of a conversation, and keep the last ones."""
+    """Compute tokens one by one with the module, after what the cache holds."""
     run = Run()
-    for place, x in enumerate(tokens):
+    for x in tokens:
+        place = cache.offset
         start = place if padding is None else place - padding
         here = Positions(offset=place, length=1, left_padding=padding, start=start)
         run.take(partial(module, x[:, None], here.mask(window), here, cache))
-    return Run(run.outputs[PAST:], run.seconds[PAST:])
+    return run
 
 
 def _attend_with_kernels(
     layer: Layer, tokens: list[mx.array], padding: tuple[int, ...], cache: LayerCache
 ) -> Run:
-    """Compute the tokens after the past with the kernels."""
+    """Compute tokens one by one with the kernels, after what the cache holds."""
     run = Run()
     bias = layer.attention.output.bias
-    for place, x in enumerate(tokens, PAST):
+    for x in tokens:
         room = cache.open(1)
-        places = places_in(room, place, padding)
+        places = places_in(room, cache.offset, padding)
         run.take(partial(layer.attention, x, room.buffers, places))
         cache.advance(1)
     if bias is not None:  # which the step adds with the residual stream

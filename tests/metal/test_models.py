@@ -148,7 +148,17 @@ def test_self_check_sees_how_a_cache_is_read(session_with_step):
     step.layers = (replace(right, attention=wrong), *step.layers[1:])
     assert not examine(session.model, step).wrong
     kind = "attention, window None"
-    assert set(examine(session.model, step, 8).wrong) == {kind, f"{kind}, 2 sequences"}
+    assert set(examine(session.model, step, 8).wrong) == {
+        kind,
+        f"{kind}, 2 sequences",
+        f"{kind}, long cache",
+    }
+
+
+def test_an_error_that_only_a_long_cache_shows_is_found(emulate, session_with_step):
+    session, step = session_with_step("tiny:deepseek-v3")
+    emulate(change=planted("place < end; place +=", "place < end && place < 8192; place +="))
+    assert set(examine(session.model, step).wrong) == {"attention, window None, long cache"}
 
 
 def test_each_kind_of_cache_is_judged_once(session_with_step, monkeypatch):
