@@ -20,6 +20,7 @@ from macmoe.errors import ConfigError
 from macmoe.families import family_of
 from macmoe.location import ASSETS, find_model
 from macmoe.nn.cache import SlidingCache
+from macmoe.nn.filling import after_one_token
 from macmoe.nn.moe import Experts
 
 if TYPE_CHECKING:
@@ -199,15 +200,13 @@ def _experts(model: Model) -> int:
 
 
 def _cache_layers(model: Model, cache_bits: int | None) -> tuple[CacheLayer, ...]:
-    """Run one token through the model without computing anything, and look at what it leaves in the cache."""
-    cache = model.make_cache(bits=cache_bits)
-    model.hidden(mx.zeros((1, 1), dtype=mx.int32), cache)
+    """Look at what one token leaves in the cache."""
     return tuple(
         CacheLayer(
             nbytes=sum(map(_bytes_as_bfloat16, layer.state)),
             window=layer.window if isinstance(layer, SlidingCache) else None,
         )
-        for layer in cache
+        for layer in after_one_token(model, cache_bits)
     )
 
 

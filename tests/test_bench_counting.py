@@ -9,13 +9,13 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from macmoe.bench.counting import launches, operations, peer_kernels, plain_kernels, step_kernels
 from macmoe.bench.peer import peer_model
-from macmoe.bench.sides import random_states
 from macmoe.bench.weights import CORRECTION, empty_model, shortened
 from macmoe.checkpoint import parameters_of
 from macmoe.config import load_json
 from macmoe.decoding import matrices
 from macmoe.decoding.step import DecodeStep
 from macmoe.inspection import CONFIGS
+from macmoe.nn.filling import random_states
 from tests.recorded import COUNTED, hollow, record_fast_operations, record_launches
 
 # Shape -> changes of its configuration, the most kernels a layer may cost.

@@ -10,11 +10,12 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from macmoe.bench.counting import Kernels, peer_kernels, plain_kernels, step_kernels
-from macmoe.bench.traffic import cache_bytes, state_shapes
+from macmoe.bench.traffic import cache_bytes
 from macmoe.decoding.choice import decode_step
 from macmoe.families import Model
 from macmoe.generate import following_logits, generate
 from macmoe.nn.cache import ModelCache
+from macmoe.nn.filling import random_states
 from macmoe.sampling import Sampler, SamplingOptions
 
 FIRST = 1  # the token that follows a filled cache
@@ -55,16 +56,6 @@ class Side(Protocol):
     def kernels(self) -> Kernels:
         """Count the kernels of one token."""
         ...
-
-
-def random_states(model: Model, context: int, sequences: int = 1) -> Iterator[list[mx.array]]:
-    """Yield arrays [sequences, heads, context, width] for the cache of each layer, the same at every call."""
-    for number, arrays in enumerate(state_shapes(model)):
-        keys = mx.random.split(mx.random.key(number), len(arrays))
-        yield [
-            mx.random.normal((sequences, shape[1], context, shape[3]), dtype=dtype, key=key)
-            for (shape, dtype), key in zip(arrays, keys, strict=True)
-        ]
 
 
 def _choices(forward: Callable[[mx.array], mx.array], passes: Passes) -> Iterator[list[int]]:

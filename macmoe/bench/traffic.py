@@ -11,6 +11,7 @@ import mlx.core as mx
 
 from macmoe.checkpoint import parameters_of
 from macmoe.families import Model
+from macmoe.nn.filling import after_one_token
 
 COPIES = 5
 COPY_BYTES = {True: 1 << 30, False: 1 << 27}  # on a GPU or not: far more than a cache holds
@@ -50,20 +51,13 @@ def top_k(config: Any) -> int:
     return (config if moe is None else moe).num_experts_per_tok
 
 
-def state_shapes(model: Model, cache_bits: int | None = None) -> list[list[tuple[tuple[int, ...], mx.Dtype]]]:
-    """Return what one token leaves in the cache of each layer: shapes [1, heads, 1, width] and types."""
-    cache = model.make_cache(bits=cache_bits)
-    model.hidden(mx.zeros((1, 1), dtype=mx.uint32), cache)  # not computed: only shapes are asked for
-    return [[(array.shape, array.dtype) for array in layer.state] for layer in cache]
-
-
 def cache_bytes(model: Model, context: int, cache_bits: int | None = None) -> int:
     """Return the bytes of a cache that a token reads after `context` others."""
     seen = [context if window is None else min(context, window) for window in model.model.windows]
     return sum(
-        tokens * shape[1] * shape[3] * dtype.size
-        for tokens, arrays in zip(seen, state_shapes(model, cache_bits), strict=True)
-        for shape, dtype in arrays
+        tokens * array.nbytes
+        for tokens, layer in zip(seen, after_one_token(model, cache_bits), strict=True)
+        for array in layer.state
     )
 
 

@@ -24,6 +24,7 @@ from macmoe.decoding.step import DecodeStep, Layer, places_in
 from macmoe.families import Model
 from macmoe.kernels.source import product_type
 from macmoe.nn.cache import ModelCache
+from macmoe.nn.filling import random_states
 from macmoe.nn.moe import Experts
 from macmoe.nn.positions import Positions, left_padding_array
 from macmoe.protocols import LayerCache
@@ -179,16 +180,17 @@ def _noise(model: Model, seed: int, sequences: int) -> mx.array:
     return mx.random.normal((sequences, len(weight)), key=mx.random.key(seed)).astype(weight.dtype)
 
 
+def _layer_cache(model: Model, index: int, cache_bits: int | None) -> LayerCache:
+    return list(model.make_cache(bits=cache_bits))[index]
+
+
 def _check_attention(
     model: Model, index: int, layer: Layer, padding: tuple[int, ...], cache_bits: int | None
 ) -> Check:
     """Feed tokens one by one, so that no product needs another of MLX's kernels, and keep the last ones."""
     module = model.model.layers[index].self_attn
     tokens = [_noise(model, token, len(padding)) for token in range(PAST + TOKENS)]
-
-    def fresh_cache() -> LayerCache:
-        return list(model.make_cache(bits=cache_bits))[index]
-
+    fresh_cache = partial(_layer_cache, model, index, cache_bits)
     attend = partial(_attend, module, layer.window, left_padding_array(padding))
     with in_float32(module):
         exact = attend([x.astype(mx.float32) for x in tokens], fresh_cache())
@@ -207,15 +209,10 @@ def _check_long_attention(model: Model, index: int, layer: Layer, cache_bits: in
     module, dtype = model.model.layers[index].self_attn, _dtype(model)
     tokens = [_noise(model, token, 1) for token in range(TOKENS)]
     attend = partial(_attend, module, layer.window, None)
-    probe = list(model.make_cache())[index]
-    attend(tokens[:1], probe)  # shows what a token leaves
-    rows = [
-        mx.random.normal((*array.shape[:2], LONG, array.shape[3]), key=mx.random.key(number)).astype(dtype)
-        for number, array in enumerate(probe.state)
-    ]
+    rows = list(random_states(model, LONG))[index]
 
     def filled(dtype: mx.Dtype) -> LayerCache:
-        cache = list(model.make_cache(bits=cache_bits))[index]
+        cache = _layer_cache(model, index, cache_bits)
         cache.update(*[array.astype(dtype) for array in rows])
         return cache
 
