@@ -72,11 +72,9 @@ class FullCache:
     def update(self, *new: mx.array) -> tuple[mx.array, ...]:
         """Append arrays [batch, heads, length, width] and return each with all the tokens before it."""
         end = self.offset + new[0].shape[2]
-        if not self._buffers:
-            empty = [array[:, :, :0] for array in new]
-            self._buffers = [_with_room(array, self._capacity(end)) for array in empty]
-        elif end > self._buffers[0].shape[2]:
-            self._buffers = [_with_room(array, self._capacity(end)) for array in self.state]
+        if not self._buffers or end > self._buffers[0].shape[2]:
+            held = self.state or [array[:, :, :0] for array in new]
+            self._buffers = [_with_room(array, self._capacity(end)) for array in held]
         for buffer, array in zip(self._buffers, new, strict=True):
             buffer[:, :, self.offset : end] = array
         self._shared = False
