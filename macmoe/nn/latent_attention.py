@@ -61,7 +61,7 @@ def _attend(queries: mx.array, keys: mx.array, values: mx.array, mask: Mask, at_
     found: list[mx.array] = []
     for rows in cut(length, at_once):
         end = count if mask is None else count - length + rows.stop
-        some = (after(queries[:, :, rows], found), keys[:, :, :end], values[:, :, :end])
+        some = (after(queries[:, :, rows], found[-1:]), keys[:, :, :end], values[:, :, :end])
         if isinstance(mask, str):
             found.append(_newest(*some))
         else:
@@ -138,11 +138,11 @@ class LatentAttention(nn.Module):
         They are written out once, for some heads at a time, whose scores do not take more than `SCORES`.
         """
         batch, _, keys, _ = latents.shape
-        of_query = latents.dtype.size * batch * keys  # bytes of the scores of one head
+        of_query = latents.dtype.size * batch * keys  # bytes of the scores of a query in one head
         rows = max(1, min(ROWS, SCORES // of_query))
         found: list[mx.array] = []
         for heads in cut(self.heads, max(1, SCORES // (rows * of_query))):
-            written_out = self._written_out(after(latents, found), heads)
+            written_out = self._written_out(after(latents, found[-1:]), heads)
             queries = mx.concatenate([q_nope[:, heads], q_rope[:, heads]], axis=-1) * self.scale
             found.append(_attend(queries, *written_out, mask, rows))
         return mx.concatenate(found, axis=1)

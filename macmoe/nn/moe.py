@@ -61,7 +61,7 @@ def _combine(rows: mx.array, weights: mx.array, _: mx.array, places: mx.array) -
     found: list[mx.array] = []
     of_token = top_k * rows.shape[-1] * (rows.itemsize + 4)
     for some in cut(tokens, max(1, SUMMED // of_token)):
-        y = rows[after(places[some], found)].squeeze(-2)  # [tokens, top_k, dim]
+        y = rows[after(places[some], found[-1:])].squeeze(-2)  # [tokens, top_k, dim]
         found.append(weighted_sum(y, weights[some], rows.dtype))
     return mx.concatenate(found)
 

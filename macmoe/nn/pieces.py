@@ -11,8 +11,8 @@ def cut(length: int, step: int) -> list[slice]:
 
 
 def after(x: mx.array, earlier: Sequence[mx.array]) -> mx.array:
-    """Return x, which then nothing uses before the last of `earlier` is there.
+    """Return x, which then nothing uses before `earlier` is there.
 
     MLX is free to begin with what every piece needs before it ends the first.
     """
-    return mx.depends([x], [earlier[-1]])[0] if earlier else x
+    return mx.depends([x], list(earlier))[0] if earlier else x

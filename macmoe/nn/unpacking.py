@@ -13,7 +13,7 @@ import mlx.core as mx
 
 from macmoe.config import Quantization
 from macmoe.kernels import source
-from macmoe.nn.pieces import cut
+from macmoe.nn.pieces import after, cut
 
 PIECE = 2**28  # bytes that are unpacked at once
 TILE = 128  # outputs of a piece are a multiple, where there are that many: what matrix units work on
@@ -67,7 +67,7 @@ def product_in_pieces(
     def unpacked(outputs: slice, dtype: mx.Dtype, earlier: mx.array) -> mx.array:
         """Return a piece [..., out, in], not before `earlier` is there: nothing is unpacked ahead."""
         kept = [parts[name] for name in ("weight", "scales", "biases") if name in parts]
-        kept = mx.depends([part[..., outputs, :] for part in kept], [earlier])
+        kept = [after(part[..., outputs, :], [earlier]) for part in kept]
         return mx.dequantize(*kept, group_size=how.group_size, bits=how.bits, mode=how.mode, dtype=dtype)
 
     def forward(x: mx.array) -> mx.array:

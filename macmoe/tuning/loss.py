@@ -19,6 +19,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
+from macmoe.nn.pieces import after, cut
 from macmoe.nn.positions import Positions
 from macmoe.tuning.batch import KINDS, Batch
 
@@ -111,7 +112,7 @@ def _at_once(model: Any, hidden: mx.array, targets: mx.array) -> mx.array:
         found: list[tuple[mx.array, mx.array]] = []
         for part, wanted in _chunks(hidden, targets):
             # One chunk after the other, so that the logits of one are there at a time.
-            (piece,) = mx.depends([part], list(found[-1]) if found else [part])
+            piece = after(part, found[-1] if found else ())
             (loss,), (gradient,) = mx.vjp(
                 lambda states, wanted=wanted: token_losses(model.logits(states[None])[0], wanted),
                 [piece],
@@ -131,10 +132,7 @@ def _at_once(model: Any, hidden: mx.array, targets: mx.array) -> mx.array:
 
 
 def _chunks(hidden: mx.array, targets: mx.array) -> list[tuple[mx.array, mx.array]]:
-    return [
-        (hidden[begin : begin + CHUNK], targets[begin : begin + CHUNK])
-        for begin in range(0, len(targets), CHUNK)
-    ]
+    return [(hidden[some], targets[some]) for some in cut(len(targets), CHUNK)]
 
 
 def loss_sums(model: Any, batch: Batch | Inputs, *, learn: bool = False) -> LossSums:
