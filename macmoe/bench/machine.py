@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_map
 
 from macmoe.bench.run import versions
 from macmoe.decoding.choice import remembered_verdict
-from macmoe.decoding.examination import Verdict, with_past
+from macmoe.decoding.examination import TOKENS, Verdict, with_past
 from macmoe.decoding.launches import KernelCheck, check_kernels
 from macmoe.decoding.step import DecodeStep
 from macmoe.families import Model
@@ -48,7 +50,7 @@ class Checked:
     Attributes:
         model: What it is called.
         verdict: By kind of layer: it says whether the kernels are used.
-        kernels: Each kernel of a token by itself, with a cache in full precision.
+        kernels: Each kernel of a token, with a cache in full precision; empty where one does not run.
     """
 
     model: str
@@ -62,13 +64,20 @@ class Checked:
             return "none for this model"
         if self.verdict.wrong:
             return WRONG
-        return OK if self.verdict.use else SLOWER
+        return OK if self.verdict.use(1) else SLOWER
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything for JSON."""
-        figures = {} if self.verdict is None else asdict(self.verdict) | {"used": self.verdict.use}
+        """Return everything for JSON, in which errors and times that are not finite are null."""
+        verdict = self.verdict
+        used = {} if verdict is None else {"used": verdict.use(1), "used_for_several": verdict.use(TOKENS)}
+        figures = {} if verdict is None else asdict(verdict) | used
         kernels = [asdict(kernel) for kernel in self.kernels]
-        return {"model": self.model, "outcome": self.outcome} | figures | {"kernels": kernels}
+        found = {"model": self.model, "outcome": self.outcome} | figures | {"kernels": kernels}
+        return tree_map(_finite, found)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def this_machine() -> Machine:
@@ -106,4 +115,5 @@ def check(name: str, model: Model, *, fresh: bool, cache_bits: int | None = None
     if step is None:
         return Checked(model=name, verdict=None)
     verdict = remembered_verdict(model, step, cache_bits, fresh=fresh)
-    return Checked(model=name, verdict=verdict, kernels=check_kernels(step, with_past(model)))
+    runs = not any(each.failure for each in verdict.checks.values())
+    return Checked(model=name, verdict=verdict, kernels=check_kernels(step, with_past(model)) if runs else ())

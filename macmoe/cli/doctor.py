@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -14,8 +14,8 @@ from macmoe.bench.machine import OK, WRONG, Checked, Machine, check, kernels_off
 from macmoe.bench.weights import random_model, shortened
 from macmoe.cli.loading import open_session
 from macmoe.cli.options import cache_bits_option, no_kernels_option
-from macmoe.cli.terminal import size
-from macmoe.decoding.examination import Check
+from macmoe.cli.terminal import note, size
+from macmoe.decoding.examination import TOKENS, Check, Verdict
 from macmoe.decoding.launches import Judged, KernelCheck
 from macmoe.families import Model
 from macmoe.inspection import find_config
@@ -52,16 +52,26 @@ def command(
         raise click.UsageError("--layers shortens what --shape names; give a --shape too.")
     subjects = _subjects(names, {shape: shortened(find_config(shape)[0], layers) for shape in shapes})
     machine, off = this_machine(), kernels_off()
-    checked = [
-        check(name, build(), fresh=fresh, cache_bits=cache_bits)
-        for name, build in (() if off else subjects.items())
-    ]
+    checked = _checked({} if off else subjects, fresh=fresh, cache_bits=cache_bits)
     if as_json:
         kernels = {"off": off, "models": [each.to_json() for each in checked]}
         click.echo(json.dumps(asdict(machine) | {"kernels": kernels}, indent=2))
         return
-    rows = [*_machine_rows(machine), *([("kernels", off)] if off else [])]
-    rows += [row for each in checked for row in _kernel_rows(each)]
+    _print(_machine_rows(machine) + ([("kernels", off)] if off else []))
+    for each in checked:
+        _print(_kernel_rows(each))
+
+
+def _checked(
+    subjects: Mapping[str, Callable[[], Model]], *, fresh: bool, cache_bits: int | None
+) -> Iterator[Checked]:
+    """Check one model after the other; compiling its kernels may take a minute, so it is named first."""
+    for name, build in subjects.items():
+        note(f"checking the kernels for {name}")
+        yield check(name, build(), fresh=fresh, cache_bits=cache_bits)
+
+
+def _print(rows: Sequence[tuple[str, str]]) -> None:
     width = max(len(label) for label, _ in rows)
     click.echo("\n".join(f"{label.ljust(width)}  {text}" for label, text in rows))
 
@@ -101,12 +111,19 @@ def _kernel_rows(checked: Checked) -> list[tuple[str, str]]:
         return [(checked.model, "no kernels for its form; plain operations are used")]
     rows = [(f"{checked.model}, {kind}", _layer(check)) for kind, check in verdict.checks.items()]
     rows += [(f"{checked.model}, {each.kernel}", _kernel(each, verdict.seconds)) for each in checked.kernels]
-    used = "used" if verdict.use else "not used"
     times = _times(verdict.seconds, verdict.plain_seconds)
-    return [*rows, (f"{checked.model}, one token", f"{checked.outcome}, {used}: {times}")]
+    return [*rows, (f"{checked.model}, one token", f"{checked.outcome}, {_use(verdict)}: {times}")]
+
+
+def _use(verdict: Verdict) -> str:
+    if verdict.use(TOKENS):
+        return "used"
+    return "used for one token at a time" if verdict.use(1) else "not used"
 
 
 def _layer(check: Check) -> str:
+    if check.failure:
+        return f"{WRONG}, does not run: {check.failure}"
     return f"{_judged(check)}: {_times(check.seconds, check.plain_seconds)}"
 
 

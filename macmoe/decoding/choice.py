@@ -15,7 +15,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from macmoe.decoding.examination import Verdict, examine, mixtures
+from macmoe.decoding.examination import TOKENS, Verdict, examine, mixtures
 from macmoe.decoding.step import DecodeStep
 from macmoe.families import Model
 from macmoe.kernels import source
@@ -33,12 +33,12 @@ class Translation:
     Attributes:
         identity: Of the weights that it was made of, see `identity`.
         step: The model in kernels; None where it has no translation.
-        accepted: By bits of the cache: whether to use them.
+        verdicts: By bits of the cache.
     """
 
     identity: tuple[int, ...]
     step: DecodeStep | None
-    accepted: dict[int | None, bool] = field(default_factory=dict)
+    verdicts: dict[int | None, Verdict] = field(default_factory=dict)
 
 
 def decode_step(model: Model, cache: ModelCache) -> DecodeStep | None:
@@ -54,28 +54,32 @@ def decode_step(model: Model, cache: ModelCache) -> DecodeStep | None:
         step = DecodeStep.of(model)
         model.translation = Translation(identity(model), step)
     translation: Translation = model.translation
-    if cache.bits not in translation.accepted:
-        step = translation.step
-        use = step is not None and _accepted(remembered_verdict(model, step, cache.bits))
-        translation.accepted[cache.bits] = use
+    step = translation.step
+    if step is None:
+        return None
+    if cache.bits not in translation.verdicts:
+        verdict = remembered_verdict(model, step, cache.bits)
+        _warn(verdict)
+        translation.verdicts[cache.bits] = verdict
         for experts in mixtures(model):
-            experts.use_kernels = any(translation.accepted.values())
-    step = translation.step if translation.accepted[cache.bits] else None
-    return step if step is not None and step.fits(cache.sequences) else None
+            experts.use_kernels = any(each.use(TOKENS) for each in translation.verdicts.values())
+    usable = translation.verdicts[cache.bits].use(cache.sequences) and step.fits(cache.sequences)
+    return step if usable else None
 
 
-def _accepted(verdict: Verdict) -> bool:
-    """Return whether to use the kernels; say so if they are wrong, which nobody expects."""
+def _warn(verdict: Verdict) -> None:
+    """Say so if kernels are wrong, which nobody expects."""
     if verdict.wrong:
-        found = ", ".join(
-            f"{kind} {check.error:.1e}, allowed {check.bound:.1e}" for kind, check in verdict.wrong.items()
+        found = "; ".join(
+            f"{kind}: {check.failure or f'error {check.error:.1e}, allowed {check.bound:.1e}'}"
+            for kind, check in verdict.wrong.items()
         )
         logger.warning(
-            "kernels are not used for this model: their errors are too large on this device (%s); "
+            "kernels are not used for %s of this model: on this device they are wrong (%s); "
             "plain operations give the same answers, slower (`macmoe doctor` has the details)",
+            "several tokens at once" if verdict.use(1) else "any token",
             found,
         )
-    return verdict.use
 
 
 def identity(model: Model) -> tuple[int, ...]:

@@ -1,9 +1,11 @@
 """Whether a model's kernels are right and faster: each kind of sublayer is compared, and a whole token timed.
 
 One sequence takes other kernels than several, so each kind is compared for one and for two, of which one is
-padded; attention also after a long cache, which is cut into more parts. The time that decides is that of one.
+padded, and kernels that are wrong for several only are used for one. Attention is also compared after a long
+cache, which is cut into more parts. The time that decides is that of one sequence.
 Both the kernels and the modules round; the judge is the same module in float32. Kernels are right where their
-error is no larger than rounding in that type explains: about as large as that of the modules.
+error is no larger than rounding in that type explains: about as large as that of the modules. A kernel that
+the device does not compile or launch is wrong.
 """
 
 import math
@@ -20,8 +22,10 @@ import mlx.nn as nn
 from mlx.utils import tree_map
 
 from macmoe.decoding.launches import Judged
+from macmoe.decoding.matrices import Matrix
 from macmoe.decoding.step import DecodeStep, Layer, places_in
 from macmoe.families import Model
+from macmoe.kernels.add_norm import Joint, add_norm
 from macmoe.kernels.source import product_type
 from macmoe.nn.cache import ModelCache
 from macmoe.nn.filling import random_states
@@ -35,6 +39,7 @@ TOKENS = 5  # checked per sublayer, and timed
 # Of the sequences of a check, by the end of its name; so much that it is within any window.
 PADDING = {"": (0,), ", 2 sequences": (PAST - 4, 0)}
 AFTER_LONG = ", long cache"
+MOST_OF_A_FAILURE = 300  # characters of what MLX says: a compiler's list of complaints has no end
 MARGIN = 1.5  # how much larger than the modules' the kernels' error may be
 # Relative errors that are nothing to worry about, whatever the modules' are.
 FLOORS = {mx.float32: 1e-4, mx.float16: 2e-3, mx.bfloat16: 1e-2}
@@ -45,12 +50,16 @@ class Check(Judged):
     """What was found of one kind of sublayer; its error is relative to the module in float32 (median token).
 
     Attributes:
-        seconds: Of one token with kernels, waiting for the device included.
-        plain_seconds: Of one token in the module.
+        rows: Tokens that were computed at once.
+        seconds: Of them with kernels, waiting for the device included.
+        plain_seconds: Of them in the module.
+        failure: What MLX said where a kernel did not run, in one line.
     """
 
+    rows: int
     seconds: float
     plain_seconds: float
+    failure: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,18 +87,19 @@ class Verdict:
         """The checks that failed."""
         return {kind: check for kind, check in self.checks.items() if not check.right}
 
-    @property
-    def use(self) -> bool:
-        """Whether to use the kernels."""
-        return not self.wrong and self.seconds < self.plain_seconds
+    def use(self, rows: int) -> bool:
+        """Return whether to use the kernels for so many tokens at once."""
+        right = all(check.rows > rows for check in self.wrong.values())
+        return right and self.seconds < self.plain_seconds
 
 
 @dataclass(slots=True)
 class Run:
-    """What some way to compute a sublayer gave for each token, and the seconds it took."""
+    """What some way to compute a sublayer gave for each token, and the seconds it took, or why it failed."""
 
     outputs: list[mx.array] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    failure: str = ""
 
     @property
     def last(self) -> "Run":
@@ -103,6 +113,15 @@ class Run:
         mx.eval(output)
         self.seconds.append(time.perf_counter() - began)
         self.outputs.append(output)
+
+    def attempt(self, compute: Callable[[], mx.array]) -> None:
+        """Compute one more token with kernels; where the device refuses one, it is NaN and takes forever."""
+        try:
+            self.take(compute)
+        except (RuntimeError, ValueError) as error:  # does not compile; or more threads than there may be
+            self.failure = " ".join(str(error).split())[:MOST_OF_A_FAILURE]
+            self.outputs.append(mx.array(math.nan))
+            self.seconds.append(math.inf)
 
     def error(self, exact: "Run") -> float:
         """Return the relative error in the median token.
@@ -118,12 +137,14 @@ def _difference(got: mx.array, wanted: mx.array) -> float:
     return math.inf if math.isnan(error) else float(error)
 
 
-def _judge(kernels: Run, modules: Run, exact: Run, dtype: mx.Dtype) -> Check:
+def _judge(kernels: Run, modules: Run, exact: Run, dtype: mx.Dtype, *, rows: int) -> Check:
     return Check(
+        rows=rows,
         error=kernels.error(exact),
         bound=max(FLOORS[product_type(dtype)], MARGIN * modules.error(exact)),
         seconds=statistics.median(kernels.seconds),
         plain_seconds=statistics.median(modules.seconds),
+        failure=kernels.failure,
     )
 
 
@@ -135,19 +156,29 @@ def examine(model: Model, step: DecodeStep, cache_bits: int | None = None) -> Ve
     for experts in mixtures(model):
         experts.use_kernels = False  # the modules are what the kernels are compared with
     checks: dict[str, Check] = {}
-    for index, layer in enumerate(step.layers):
-        kinds = (f"attention, window {layer.window}", type(layer.feed_forward).__name__.lower())
-        for suffix, padding in PADDING.items():
-            if kinds[0] + suffix not in checks:
-                checks[kinds[0] + suffix] = _check_attention(model, index, layer, padding, cache_bits)
-            if kinds[1] + suffix not in checks:
-                checks[kinds[1] + suffix] = _check_feed_forward(model, index, layer, len(padding))
-        if kinds[0] + AFTER_LONG not in checks:
-            checks[kinds[0] + AFTER_LONG] = _check_long_attention(model, index, layer, cache_bits)
-    for experts in mixtures(model)[:1]:
-        checks["several tokens"] = _check_several_tokens(experts, _dtype(model))
+    for kind, compare in _comparisons(model, step, cache_bits):
+        if kind not in checks:
+            checks[kind] = compare()
     seconds, plain_seconds = _times(model, step, cache_bits)
     return Verdict(checks=checks, seconds=seconds, plain_seconds=plain_seconds)
+
+
+def _comparisons(
+    model: Model, step: DecodeStep, cache_bits: int | None
+) -> Iterator[tuple[str, Callable[[], Check]]]:
+    """Give what compares each part of a model, by its kind: layers of a kind are alike."""
+    for index, layer in enumerate(step.layers):
+        attention, feed = f"attention, window {layer.window}", type(layer.feed_forward).__name__.lower()
+        for end, padding in PADDING.items():
+            yield attention + end, partial(_check_attention, model, index, layer, padding, cache_bits)
+            yield feed + end, partial(_check_feed_forward, model, index, layer, len(padding))
+        yield attention + AFTER_LONG, partial(_check_long_attention, model, index, layer, cache_bits)
+    for end, padding in PADDING.items():
+        yield "norm" + end, partial(_check_norm, model, len(padding))
+        if step.head is not None:
+            yield "head" + end, partial(_check_head, model, step.head, len(padding))
+    for experts in mixtures(model):
+        yield "several tokens", partial(_check_several_tokens, experts, _dtype(model))
 
 
 def mixtures(model: Model) -> list[Experts]:
@@ -201,6 +232,7 @@ def _check_attention(
         attend(tokens, fresh_cache()).last,
         exact.last,
         _dtype(model),
+        rows=len(padding),
     )
 
 
@@ -219,7 +251,7 @@ def _check_long_attention(model: Model, index: int, layer: Layer, cache_bits: in
     with in_float32(module):
         exact = attend([x.astype(mx.float32) for x in tokens], filled(mx.float32))
     kernels = _attend_with_kernels(layer, tokens, (0,), filled(dtype))
-    return _judge(kernels, attend(tokens, filled(dtype)), exact, dtype)
+    return _judge(kernels, attend(tokens, filled(dtype)), exact, dtype, rows=1)
 
 
 def _attend(
@@ -248,7 +280,7 @@ def _attend_with_kernels(
     for x in tokens:
         room = cache.open(1)
         places = places_in(room, cache.offset, padding)
-        run.take(partial(layer.attention, x, room.buffers, places))
+        run.attempt(partial(layer.attention, x, room.buffers, places))
         cache.advance(1)
     if bias is not None:  # which the step adds with the residual stream
         run.outputs = [output + bias for output in run.outputs]
@@ -258,9 +290,6 @@ def _attend_with_kernels(
 def _check_feed_forward(model: Model, index: int, layer: Layer, sequences: int) -> Check:
     """Compare what is added to the stream, from where attention's output joins it."""
     module, bias = model.model.layers[index], layer.attention.output.bias
-    kernels, modules, exact = Run(), Run(), Run()
-    noise = [_noise(model, seed, sequences) for seed in range(2 * TOKENS)]
-    tokens = list(zip(noise[:TOKENS], noise[TOKENS:], strict=True))
 
     def plain(x: mx.array, delta: mx.array) -> mx.array:
         joined = x + (delta if bias is None else delta + bias)
@@ -269,13 +298,53 @@ def _check_feed_forward(model: Model, index: int, layer: Layer, sequences: int) 
     def with_kernels(x: mx.array, delta: mx.array) -> mx.array:
         return layer.feed_forward(x, delta)[1]
 
+    return _compare(model, module, plain, with_kernels, sequences)
+
+
+def _check_norm(model: Model, sequences: int) -> Check:
+    """Compare the residual sum at the end of a layer, and its norm."""
+    norm = model.model.norm
+    joint = Joint(norm=norm.weight, eps=norm.eps)
+
+    def plain(x: mx.array, delta: mx.array) -> mx.array:
+        return mx.concatenate([x + delta, norm(x + delta)])
+
+    def with_kernels(x: mx.array, delta: mx.array) -> mx.array:
+        return mx.concatenate(add_norm(x, delta, joint))
+
+    return _compare(model, norm, plain, with_kernels, sequences)
+
+
+def _check_head(model: Model, head: Matrix, sequences: int) -> Check:
+    """Compare the logits of normed streams."""
+
+    def plain(x: mx.array, _: mx.array) -> mx.array:
+        return model.logits(x[None])
+
+    def with_kernels(x: mx.array, _: mx.array) -> mx.array:
+        return head(x)
+
+    return _compare(model, model.lm_head, plain, with_kernels, sequences)
+
+
+def _compare(
+    model: Model,
+    module: nn.Module,
+    plain: Callable[[mx.array, mx.array], mx.array],
+    with_kernels: Callable[[mx.array, mx.array], mx.array],
+    sequences: int,
+) -> Check:
+    """Compare two ways to map stream and what is added to it, of which the plain one uses the module."""
+    kernels, modules, exact = Run(), Run(), Run()
+    noise = [_noise(model, seed, sequences) for seed in range(2 * TOKENS)]
+    tokens = list(zip(noise[:TOKENS], noise[TOKENS:], strict=True))
     with in_float32(module):
         for x, delta in tokens:
             exact.take(partial(plain, x.astype(mx.float32), delta.astype(mx.float32)))
     for x, delta in tokens:
         modules.take(partial(plain, x, delta))
-        kernels.take(partial(with_kernels, x, delta))
-    return _judge(kernels, modules, exact, _dtype(model))
+        kernels.attempt(partial(with_kernels, x, delta))
+    return _judge(kernels, modules, exact, _dtype(model), rows=sequences)
 
 
 def _check_several_tokens(experts: Experts, dtype: mx.Dtype) -> Check:
@@ -290,8 +359,8 @@ def _check_several_tokens(experts: Experts, dtype: mx.Dtype) -> Check:
         with in_float32(experts):
             exact.take(partial(experts, x.astype(mx.float32), chosen, weights))
         modules.take(partial(experts, x, chosen, weights))
-        kernels.take(partial(experts.few, x, chosen, weights, stacks))
-    return _judge(kernels, modules, exact, dtype)
+        kernels.attempt(partial(experts.few, x, chosen, weights, stacks))
+    return _judge(kernels, modules, exact, dtype, rows=TOKENS)
 
 
 def with_past(model: Model, cache_bits: int | None = None) -> ModelCache:
@@ -311,12 +380,9 @@ def _times(model: Model, step: DecodeStep, cache_bits: int | None) -> tuple[floa
     def plain() -> mx.array:
         return model.logits(model.hidden(token[None], cache))
 
-    return _median_seconds(with_kernels), _median_seconds(plain)
-
-
-def _median_seconds(compute: Callable[[], mx.array]) -> float:
-    mx.eval(compute())  # compiles
-    run = Run()
-    for _ in range(TOKENS):
-        run.take(compute)
-    return statistics.median(run.seconds)
+    kernels, modules = Run(), Run()
+    for _ in range(1 + TOKENS):  # the first one compiles
+        kernels.attempt(with_kernels)
+    for _ in range(1 + TOKENS):
+        modules.take(plain)
+    return statistics.median(kernels.last.seconds), statistics.median(modules.last.seconds)

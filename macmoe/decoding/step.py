@@ -61,7 +61,7 @@ class DecodeStep:
 
     def __init__(self, model: Model, layers: Sequence[Layer]) -> None:
         self._model = model
-        self._head = join([model.lm_head], model.model.norm.weight.dtype) if "lm_head" in model else None
+        self.head = join([model.lm_head], model.model.norm.weight.dtype) if "lm_head" in model else None
         self.layers = tuple(layers)
         self.run = mx.compile(self.trace)
 
@@ -105,8 +105,8 @@ class DecodeStep:
             x, delta = layer.feed_forward(x, delta)
             following = self.layers[index + 1].norm if index + 1 < len(self.layers) else decoder.norm.weight
             x, normed = add_norm(x, delta, Joint(norm=following, eps=layer.eps))
-        if self._head is not None:
-            return self._head(normed)
+        if self.head is not None:
+            return self.head(normed)
         return self._model.logits(normed[None]).reshape(len(tokens), -1)
 
     def __call__(self, tokens: mx.array, cache: ModelCache) -> mx.array:

@@ -23,8 +23,8 @@ from tests.recorded import record_launches
 MODELS = ("tiny:gpt-oss", "tiny:qwen3", "tiny:deepseek-v3")
 
 
-def check(error):
-    return Check(error=error, bound=5e-2, seconds=1e-3, plain_seconds=3e-3)
+def check(error, rows=1, failure=""):
+    return Check(rows=rows, error=error, bound=5e-2, seconds=1e-3, plain_seconds=3e-3, failure=failure)
 
 
 KERNELS = (
@@ -38,6 +38,8 @@ KERNELS = (
 RIGHT = {"attention": check(1e-3), "sparse": check(2e-3)}
 GOOD = Verdict(checks=RIGHT, seconds=1e-3, plain_seconds=3e-3)
 WRONG = replace(GOOD, checks=RIGHT | {"sparse": check(2e-1)})
+WRONG_FOR_TWO = replace(GOOD, checks=RIGHT | {"sparse, 2 sequences": check(2e-1, rows=2)})
+FAILED = replace(GOOD, checks={"sparse": check(math.inf, failure="no such type")}, seconds=math.inf)
 WRONG_KERNELS = (KERNELS[0], replace(KERNELS[1], error=math.inf))
 SLOW = replace(GOOD, seconds=4e-3)
 
@@ -101,6 +103,24 @@ def test_kernels_that_are_wrong_or_slower_are_not_used(macmoe, on_gpu, verdict, 
     (model,) = json.loads(macmoe("doctor", "--model", "tiny:qwen3", "--json").stdout)["kernels"]["models"]
     assert (model["model"], model["outcome"], model["used"]) == ("tiny:qwen3", outcome, False)
     assert [each["launches"] for each in model["kernels"]] == [4, 2]
+
+
+def test_kernels_that_are_wrong_for_several_tokens_are_used_for_one(macmoe, on_gpu):
+    on_gpu(WRONG_FOR_TWO)
+    lines = macmoe("doctor", "--model", "tiny:qwen3").stdout.splitlines()
+    assert "wrong, used for one token at a time: " in lines[-1]
+    (model,) = json.loads(macmoe("doctor", "--model", "tiny:qwen3", "--json").stdout)["kernels"]["models"]
+    assert (model["used"], model["used_for_several"]) == (True, False)
+
+
+def test_a_kernel_that_does_not_run_is_said_and_none_is_timed(macmoe, on_gpu):
+    on_gpu(FAILED)
+    lines = macmoe("doctor", "--model", "tiny:qwen3").stdout.splitlines()
+    assert lines[-2].endswith("  wrong, does not run: no such type")
+    assert "wrong, not used: " in lines[-1]
+    printed = macmoe("doctor", "--model", "tiny:qwen3", "--json").stdout
+    (model,) = json.loads(printed, parse_constant=pytest.fail)["kernels"]["models"]
+    assert (model["checks"]["sparse"]["error"], model["seconds"], model["kernels"]) == (None, None, [])
 
 
 def test_a_kernel_that_is_wrong_by_itself_is_marked(macmoe, on_gpu):

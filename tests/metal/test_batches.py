@@ -7,7 +7,7 @@ import pytest
 
 import macmoe
 from macmoe.decoding import choice
-from macmoe.decoding.examination import examine
+from macmoe.decoding.examination import Verdict, examine
 from macmoe.decoding.step import places_in
 from macmoe.generate import following_logits
 from macmoe.kernels import experts
@@ -27,7 +27,8 @@ def translated(session, step, bits=None):
     """Let a model use its step with a kind of cache; return what collects the sequences of each launch."""
     launched = []
     step.run = lambda tokens, *rest: launched.append(len(tokens)) or step.trace(tokens, *rest)
-    session.model.translation = choice.Translation(choice.identity(session.model), step, {bits: True})
+    right = Verdict(checks={}, seconds=1.0, plain_seconds=2.0)
+    session.model.translation = choice.Translation(choice.identity(session.model), step, {bits: right})
     return launched
 
 

@@ -8,22 +8,40 @@ import mlx.core as mx
 import pytest
 
 import macmoe
-from macmoe.decoding import choice, launches
+from macmoe.decoding import choice, examination, launches
 from macmoe.decoding.examination import Check, Verdict, examine, in_float32, mixtures, with_past
 from macmoe.decoding.launches import check_kernels
 from macmoe.generate import generate
 from macmoe.location import BUILT_IN
 from macmoe.sampling import Sampler, SamplingOptions
+from tests.metal import emulator
 from tests.metal.test_faults import planted
+from tests.metal.text import KernelError
 
 PROMPT = "What is 347 + 586?"
 TOKENS = 12
 
 
-def verdict_of(error, *, seconds):
+def verdict_of(error, *, seconds, rows=1, failure=""):
     """Return a verdict on kernels, where the modules take two seconds."""
-    check = Check(error=error, bound=1e-4, seconds=seconds, plain_seconds=2.0)
+    check = Check(rows=rows, error=error, bound=1e-4, seconds=seconds, plain_seconds=2.0, failure=failure)
     return Verdict(checks={"sparse": check}, seconds=seconds, plain_seconds=2.0)
+
+
+RIGHT, WRONG, SLOW = (verdict_of(error, seconds=seconds) for error, seconds in ((0, 1), (0.25, 1), (0, 3)))
+WRONG_FOR_TWO = verdict_of(0.25, seconds=1.0, rows=2)
+
+
+def as_mlx_refuses(compile_text):
+    """Return what compiles a text and raises what MLX raises for a wrong one."""
+
+    def compiled(*arguments):
+        try:
+            return compile_text(*arguments)
+        except KernelError as error:
+            raise RuntimeError(str(error)) from error
+
+    return compiled
 
 
 def greedy(session, count, bits):
@@ -45,7 +63,7 @@ def test_greedy_tokens_are_those_of_the_modules(session_with_step, monkeypatch, 
     launched = []
     trace = step.trace
     step.run = lambda *arguments: launched.append(1) or trace(*arguments)
-    session.model.translation = choice.Translation(choice.identity(session.model), step, {bits: True})
+    session.model.translation = choice.Translation(choice.identity(session.model), step, {bits: RIGHT})
     assert greedy(session, TOKENS, bits) == plain
     assert len(launched) == TOKENS - 1
 
@@ -57,10 +75,49 @@ def test_self_check_accepts_right_kernels_and_refuses_wrong_ones(session_with_st
     verdict = examine(session.model, step, bits)
     assert not verdict.wrong
     assert len(verdict.checks) >= 3
-    assert not verdict_of(1.0, seconds=1.0).use
-    assert not verdict_of(float("nan"), seconds=1.0).use
-    assert not verdict_of(0.0, seconds=3.0).use
+    assert verdict.checks["head"].rows == verdict.checks["norm"].rows == 1
     assert mx.default_device() == mx.Device(mx.cpu)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "used"),
+    [
+        (RIGHT, [True, True]),
+        (WRONG, [False, False]),
+        (WRONG_FOR_TWO, [True, False]),
+        (SLOW, [False, False]),
+        (verdict_of(float("nan"), seconds=1.0), [False, False]),
+    ],
+)
+def test_kernels_are_used_where_they_are_right_and_faster(session_with_step, monkeypatch, verdict, used):
+    session, _ = session_with_step("tiny:qwen3")
+    model = session.model
+    monkeypatch.setattr(choice, "remembered_verdict", lambda *_: verdict)
+    steps = [choice.decode_step(model, model.make_cache([0] * sequences)) for sequences in (1, 2)]
+    assert [step is not None for step in steps] == used
+    assert [experts.use_kernels for experts in mixtures(model)] == [used[1]] * len(mixtures(model))
+
+
+def test_a_kernel_that_does_not_compile_is_not_used_and_said(emulate, session_with_step, monkeypatch, caplog):
+    session, _ = session_with_step("tiny:qwen3")
+    emulate(change=planted("rsqrt(squares / DIM", "rsqrt(squares / DIN"))
+    monkeypatch.setattr(emulator, "_entry", as_mlx_refuses(emulator._entry))
+    monkeypatch.setattr(choice, "remembered_verdict", choice.examine)
+    tokens = greedy(session, 3, None)
+    assert session.model.translation.verdicts[None].wrong["norm"].failure.count("DIN") >= 1
+    assert "kernels are not used for any token of this model" in caplog.text
+    assert "DIN" in caplog.text
+    monkeypatch.setenv("MACMOE_KERNELS", "0")
+    assert greedy(session, 3, None) == tokens
+
+
+def test_errors_at_the_end_of_a_layer_and_of_the_model_are_found(session_with_step, monkeypatch):
+    session, step = session_with_step("tiny:deepseek-v3")
+    head, add_norm = step.head, examination.add_norm
+    step.head = lambda x: 1.001 * head(x)
+    monkeypatch.setattr(examination, "add_norm", lambda *given: [1.001 * y for y in add_norm(*given)])
+    wrong = examine(session.model, step).wrong
+    assert set(wrong) == {"head", "head, 2 sequences", "norm", "norm, 2 sequences"}
 
 
 def test_examination_finds_a_planted_error(session_with_step):
@@ -87,11 +144,15 @@ def test_a_module_in_float32_gets_its_numbers_back(session_with_step):
 
 
 def test_a_refusal_for_errors_is_said_and_one_for_time_is_not(caplog):
-    assert not choice._accepted(verdict_of(0.25, seconds=1.0))
-    assert "sparse 2.5e-01" in caplog.text
+    choice._warn(WRONG)
+    assert "not used for any token of this model" in caplog.text
+    assert "sparse: error 2.5e-01" in caplog.text
     caplog.clear()
-    assert not choice._accepted(verdict_of(0.0, seconds=3.0))
-    assert choice._accepted(verdict_of(0.0, seconds=1.0))
+    choice._warn(WRONG_FOR_TWO)
+    assert "not used for several tokens at once of this model" in caplog.text
+    caplog.clear()
+    choice._warn(SLOW)
+    choice._warn(RIGHT)
     assert caplog.text == ""
 
 
@@ -167,7 +228,7 @@ def test_each_kind_of_cache_is_judged_once(session_with_step, monkeypatch):
 
     def verdict(model, step, bits):  # noqa: ARG001
         asked.append(bits)
-        return verdict_of(0.0, seconds=1.0 if bits else 3.0)
+        return RIGHT if bits else SLOW
 
     monkeypatch.setattr(choice, "remembered_verdict", verdict)
     steps = [choice.decode_step(model, model.make_cache(bits=bits)) for bits in (None, 8, None, 8)]
