@@ -310,7 +310,7 @@ def _check_norm(model: Model, sequences: int) -> Check:
         return mx.concatenate([x + delta, norm(x + delta)])
 
     def with_kernels(x: mx.array, delta: mx.array) -> mx.array:
-        return mx.concatenate(add_norm(x, delta, joint))
+        return mx.concatenate([*add_norm(x, delta, joint)])
 
     return _compare(model, norm, plain, with_kernels, sequences)
 
