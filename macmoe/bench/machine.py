@@ -13,7 +13,7 @@ from mlx.utils import tree_map
 
 from macmoe.bench.run import versions
 from macmoe.decoding.choice import remembered_verdict
-from macmoe.decoding.examination import TOKENS, Verdict, with_past
+from macmoe.decoding.examination import Verdict, with_past
 from macmoe.decoding.launches import KernelCheck, check_kernels
 from macmoe.decoding.step import DecodeStep
 from macmoe.families import Model
@@ -69,7 +69,7 @@ class Checked:
     def to_json(self) -> dict[str, Any]:
         """Return everything for JSON, in which errors and times that are not finite are null."""
         verdict = self.verdict
-        used = {} if verdict is None else {"used": verdict.use(1), "used_for_several": verdict.use(TOKENS)}
+        used = {} if verdict is None else {"used": verdict.use(1), "used_for_several": verdict.use(2)}
         figures = {} if verdict is None else asdict(verdict) | used
         kernels = [asdict(kernel) for kernel in self.kernels]
         found = {"model": self.model, "outcome": self.outcome} | figures | {"kernels": kernels}
@@ -115,5 +115,6 @@ def check(name: str, model: Model, *, fresh: bool, cache_bits: int | None = None
     if step is None:
         return Checked(model=name, verdict=None)
     verdict = remembered_verdict(model, step, cache_bits, fresh=fresh)
-    runs = not any(each.failure for each in verdict.checks.values())
-    return Checked(model=name, verdict=verdict, kernels=check_kernels(step, with_past(model)) if runs else ())
+    return Checked(
+        model=name, verdict=verdict, kernels=check_kernels(step, with_past(model)) if verdict.complete else ()
+    )

@@ -15,7 +15,7 @@ from macmoe.bench.weights import random_model, shortened
 from macmoe.cli.loading import open_session
 from macmoe.cli.options import cache_bits_option, no_kernels_option
 from macmoe.cli.terminal import note, size
-from macmoe.decoding.examination import TOKENS, Check, Verdict
+from macmoe.decoding.examination import Check, Verdict
 from macmoe.decoding.launches import Judged, KernelCheck
 from macmoe.families import Model
 from macmoe.inspection import find_config
@@ -116,7 +116,7 @@ def _kernel_rows(checked: Checked) -> list[tuple[str, str]]:
 
 
 def _use(verdict: Verdict) -> str:
-    if verdict.use(TOKENS):
+    if verdict.use(2):
         return "used"
     return "used for one token at a time" if verdict.use(1) else "not used"
 

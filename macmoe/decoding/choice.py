@@ -7,6 +7,7 @@ kernel texts, form of the model and bits of the cache.
 import hashlib
 import json
 import logging
+import platform
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from macmoe.decoding.examination import TOKENS, Verdict, examine, mixtures
+from macmoe.decoding.comparisons import mixtures
+from macmoe.decoding.examination import Verdict, examine
 from macmoe.decoding.step import DecodeStep
 from macmoe.families import Model
 from macmoe.kernels import source
@@ -31,12 +33,12 @@ class Translation:
     """What has been made of a model.
 
     Attributes:
-        identity: Of the weights that it was made of, see `identity`.
+        arrays: The weights that it was made of, held, so that no other array can take their place unseen.
         step: The model in kernels; None where it has no translation.
         verdicts: By bits of the cache.
     """
 
-    identity: tuple[int, ...]
+    arrays: tuple[mx.array, ...]
     step: DecodeStep | None
     verdicts: dict[int | None, Verdict] = field(default_factory=dict)
 
@@ -50,9 +52,9 @@ def decode_step(model: Model, cache: ModelCache) -> DecodeStep | None:
     """
     if not source.enabled():
         return None
-    if model.translation is None or model.translation.identity != identity(model):
+    if model.translation is None or not _same(model.translation.arrays, arrays_of(model)):
         step = DecodeStep.of(model)
-        model.translation = Translation(identity(model), step)
+        model.translation = Translation(arrays_of(model), step)
     translation: Translation = model.translation
     step = translation.step
     if step is None:
@@ -62,7 +64,7 @@ def decode_step(model: Model, cache: ModelCache) -> DecodeStep | None:
         _warn(verdict)
         translation.verdicts[cache.bits] = verdict
         for experts in mixtures(model):
-            experts.use_kernels = any(each.use(TOKENS) for each in translation.verdicts.values())
+            experts.use_kernels = any(each.use(2) for each in translation.verdicts.values())
     usable = translation.verdicts[cache.bits].use(cache.sequences) and step.fits(cache.sequences)
     return step if usable else None
 
@@ -82,9 +84,14 @@ def _warn(verdict: Verdict) -> None:
         )
 
 
-def identity(model: Model) -> tuple[int, ...]:
+def arrays_of(model: Model) -> tuple[mx.array, ...]:
     """Return what changes when adapters or weights are exchanged."""
-    return tuple(id(array) for _, array in tree_flatten(model.parameters()))
+    named: Any = tree_flatten(model.parameters())
+    return tuple(array for _, array in named)
+
+
+def _same(some: tuple[mx.array, ...], others: tuple[mx.array, ...]) -> bool:
+    return len(some) == len(others) and all(a is b for a, b in zip(some, others, strict=True))
 
 
 def remembered_verdict(
@@ -106,6 +113,8 @@ def remembered_verdict(
     if known is not None:
         return known
     verdict = examine(model, step, cache_bits)
+    if not verdict.complete:
+        return verdict
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(verdict)), encoding="utf-8")
@@ -126,8 +135,17 @@ def _form(model: Model, cache_bits: int | None) -> str:
     parameters: Any = tree_flatten(model.parameters())
     shapes = sorted({(str(array.shape), str(array.dtype)) for _, array in parameters})
     device = str(mx.device_info().get("device_name", mx.default_device()))
+    system = platform.mac_ver()[0] or platform.release()  # compiler and driver come with it
     packages = [version("mlx"), __version__]
-    facts = [device, *packages, str(source.backend()), repr(model.config), repr(shapes), repr(cache_bits)]
+    facts = [
+        device,
+        system,
+        *packages,
+        str(source.backend()),
+        repr(model.config),
+        repr(shapes),
+        repr(cache_bits),
+    ]
     digest = hashlib.sha256("\n".join(facts).encode())
     for folder in (
         Path(source.__file__).parent,

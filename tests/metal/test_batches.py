@@ -28,7 +28,7 @@ def translated(session, step, bits=None):
     launched = []
     step.run = lambda tokens, *rest: launched.append(len(tokens)) or step.trace(tokens, *rest)
     right = Verdict(checks={}, seconds=1.0, plain_seconds=2.0)
-    session.model.translation = choice.Translation(choice.identity(session.model), step, {bits: right})
+    session.model.translation = choice.Translation(choice.arrays_of(session.model), step, {bits: right})
     return launched
 
 

@@ -8,8 +8,9 @@ import mlx.core as mx
 import pytest
 
 import macmoe
-from macmoe.decoding import choice, examination, launches
-from macmoe.decoding.examination import Check, Verdict, examine, in_float32, mixtures, with_past
+from macmoe.decoding import choice, comparisons, launches
+from macmoe.decoding.comparisons import in_float32, mixtures
+from macmoe.decoding.examination import Check, Verdict, examine, with_past
 from macmoe.decoding.launches import check_kernels
 from macmoe.generate import generate
 from macmoe.location import BUILT_IN
@@ -63,7 +64,7 @@ def test_greedy_tokens_are_those_of_the_modules(session_with_step, monkeypatch, 
     launched = []
     trace = step.trace
     step.run = lambda *arguments: launched.append(1) or trace(*arguments)
-    session.model.translation = choice.Translation(choice.identity(session.model), step, {bits: RIGHT})
+    session.model.translation = choice.Translation(choice.arrays_of(session.model), step, {bits: RIGHT})
     assert greedy(session, TOKENS, bits) == plain
     assert len(launched) == TOKENS - 1
 
@@ -113,11 +114,52 @@ def test_a_kernel_that_does_not_compile_is_not_used_and_said(emulate, session_wi
 
 def test_errors_at_the_end_of_a_layer_and_of_the_model_are_found(session_with_step, monkeypatch):
     session, step = session_with_step("tiny:deepseek-v3")
-    head, add_norm = step.head, examination.add_norm
+    head, add_norm = step.head, comparisons.add_norm
     step.head = lambda x: 1.001 * head(x)
-    monkeypatch.setattr(examination, "add_norm", lambda *given: [1.001 * y for y in add_norm(*given)])
+    monkeypatch.setattr(comparisons, "add_norm", lambda *given: [1.001 * y for y in add_norm(*given)])
     wrong = examine(session.model, step).wrong
     assert set(wrong) == {"head", "head, 2 sequences", "norm", "norm, 2 sequences"}
+
+
+def test_what_failed_for_a_moment_is_not_remembered(session_with_step, monkeypatch, tmp_path):
+    session, step = session_with_step("tiny:qwen3")
+    monkeypatch.setenv("MACMOE_CACHE", str(tmp_path))
+    random_states = comparisons.random_states
+
+    def no_memory(*_):
+        raise RuntimeError("[malloc] Unable to allocate 1 bytes.")
+
+    monkeypatch.setattr(comparisons, "random_states", no_memory)
+    failed = choice.remembered_verdict(session.model, step)
+    assert {kind: check.failure for kind, check in failed.wrong.items()} == {
+        "attention, window None, long cache": "[malloc] Unable to allocate 1 bytes."
+    }
+    assert not failed.use(1)
+    monkeypatch.setattr(comparisons, "random_states", random_states)
+    verdict = choice.remembered_verdict(session.model, step)
+    assert not verdict.wrong
+    assert choice.remembered_verdict(session.model, step) == verdict
+
+
+def test_exchanged_weights_get_another_step(session_with_step, monkeypatch):
+    session, _ = session_with_step("tiny:qwen3")
+    model = session.model
+    monkeypatch.setattr(choice, "remembered_verdict", lambda *_: RIGHT)
+    matrix = model.model.layers[0].self_attn.v_proj
+    steps = []
+    for _ in range(4):  # freed arrays would give their addresses to the next ones
+        for _ in range(2):
+            matrix.weight = matrix.weight * 1
+            mx.eval(matrix.weight)
+        steps.append(choice.decode_step(model, model.make_cache([0])))
+    assert len({id(step) for step in steps}) == len(steps)
+    assert choice.decode_step(model, model.make_cache([0])) is steps[-1]
+
+
+def test_an_error_that_only_many_tokens_of_an_expert_show_is_found(emulate, session_with_step):
+    session, step = session_with_step("tiny:qwen3")
+    emulate(change=planted("simd_sum(sums[0][n]);", "simd_sum(sums[0][n]) * (begin ? 1.1f : 1.0f);"))
+    assert set(examine(session.model, step).wrong) == {"several tokens"}
 
 
 def test_examination_finds_a_planted_error(session_with_step):
@@ -136,10 +178,10 @@ def test_a_module_in_float32_gets_its_numbers_back(session_with_step):
     session, _ = session_with_step("tiny:gpt-oss")
     model = session.model
     model.set_dtype(mx.bfloat16)
-    before = choice.identity(model)
+    before = [id(array) for array in choice.arrays_of(model)]
     with in_float32(model):
         assert model.model.norm.weight.dtype == mx.float32
-    assert choice.identity(model) == before
+    assert [id(array) for array in choice.arrays_of(model)] == before
     assert model.model.norm.weight.dtype == mx.bfloat16
 
 
