@@ -3,7 +3,8 @@
 A threadgroup serves all query heads of one key/value head over one part of a sequence's cache, so keys and
 values are read once; macmoe.kernels.parts joins the parts. The softmax runs along (arXiv 1805.02867), a sink
 is one more logit in its sum (arXiv 2508.10925). A key is read by `LANES` neighboring lanes, 8 values each, so
-a SIMD group works on several keys.
+a SIMD group works on several keys. The size of the buffers is an argument, not a constant: another size, as
+when a cache grows, needs no other compilation.
 """
 
 from collections.abc import Sequence
@@ -128,7 +129,7 @@ STEP = Kernel(
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
-  const ulong base = (ulong(sequence) * KV_HEADS + kv) * CAPACITY;
+  const ulong base = (ulong(sequence) * KV_HEADS + kv) * keys_shape[2];
   const Rows key_rows = ROWS(keys, base, HEAD_DIM);
   const Rows value_rows = ROWS(values, base, HEAD_DIM);
   const bool newest = part == PARTS - 1;  // this part also takes the new token
@@ -324,7 +325,6 @@ def attend(
         "KV_HEADS": heads.kv_heads,
         "HEAD_DIM": heads.head_dim,
         "TOGETHER": together,
-        "CAPACITY": capacity,
         "PARTS": parts,
         "SIMD_GROUPS": SIMD_GROUPS,
         "AT_ONCE": heads.at_once,

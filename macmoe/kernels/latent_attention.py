@@ -113,7 +113,7 @@ PREPARE = Kernel(
     row[LATENT + 2 * pair + 1] = float(T(odd));
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  const ulong place = ulong(sequence) * CAPACITY + places[sequence * 3 + 1];
+  const ulong place = ulong(sequence) * cache_shape[2] + places[sequence * 3 + 1];
   const Rows cached = ROWS(cache, place, LATENT + ROPE_DIM);
   store_row(cached, 0, row, LATENT + ROPE_DIM, simdgroup_index_in_threadgroup, thread_index_in_simdgroup);
 """,
@@ -124,8 +124,9 @@ UNPACK_ROWS = Kernel(
     header=rows.ROWS,
     body="""
   const uint place = (threadgroup_position_in_grid.x * THREADS + thread_index_in_threadgroup) * 8;
+  const uint numbers = uint(cache_shape[0]) * uint(cache_shape[2]) * WIDTH;
   const Rows packed = ROWS(cache, ulong(0), WIDTH);
-  if (place < NUMBERS) {
+  if (place < numbers) {
     float values[8];
     load_row(packed, place, values);
     store_floats(unpacked + place, values);
@@ -189,10 +190,10 @@ WEIGH = Kernel(
 // 8 neighboring scores of a row, from `place` on; those that are not seen are as low as can be.
 inline void load_scores(const device T* row, uint place, uint begin, uint end, thread float* values) {
   if (place < end) {
-#if CAPACITY % 8 == 0
+#if WHOLE_CHUNKS
     load_floats(row + place, values, 8);
 #else
-    for (uint i = 0; i < 8 && place + i < CAPACITY; i++) values[i] = float(row[place + i]);
+    for (uint i = 0; i < 8 && place + i < end; i++) values[i] = float(row[place + i]);
 #endif
   }
   if (place < begin || place + 8 > end) {
@@ -200,11 +201,11 @@ inline void load_scores(const device T* row, uint place, uint begin, uint end, t
   }
 }
 
-inline void store_weights(device T* row, uint place, thread float* values) {
-#if CAPACITY % 8 == 0
+inline void store_weights(device T* row, uint place, uint capacity, thread float* values) {
+#if WHOLE_CHUNKS
   store_floats(row + place, values);
 #else
-  for (uint i = 0; i < 8 && place + i < CAPACITY; i++) row[place + i] = T(values[i]);
+  for (uint i = 0; i < 8 && place + i < capacity; i++) row[place + i] = T(values[i]);
 #endif
 }
 """,
@@ -213,8 +214,9 @@ inline void store_weights(device T* row, uint place, thread float* values) {
   threadgroup float sums[THREADS / 32];
   const uint row = threadgroup_position_in_grid.x;
   const uint sequence = row / HEADS;
-  const device T* source = scores + ulong(row) * CAPACITY;
-  device T* target = weights + ulong(row) * CAPACITY;
+  const uint capacity = uint(scores_shape[2]);
+  const device T* source = scores + ulong(row) * capacity;
+  device T* target = weights + ulong(row) * capacity;
   const uint begin = uint(places[sequence * 3 + 2]);
   const uint end = uint(places[sequence * 3 + 1]) + 1;  // a token sees itself
   const uint first = 8 * thread_index_in_threadgroup;
@@ -239,12 +241,12 @@ inline void store_weights(device T* row, uint place, thread float* values) {
   for (int i = 0; i < THREADS / 32; i++) highest = metal::max(highest, highs[i]);
   norm = 0.0f;
   for (int i = 0; i < THREADS / 32; i++) norm += sums[i] * metal::fast::exp(highs[i] - highest);
-  for (uint place = first; place < CAPACITY; place += 8 * AHEAD * THREADS) {
+  for (uint place = first; place < capacity; place += 8 * AHEAD * THREADS) {
     for (int j = 0; j < AHEAD; j++) load_scores(source, place + 8 * j * THREADS, begin, end, values + 8 * j);
     for (int i = 0; i < 8 * AHEAD; i++) values[i] = metal::fast::exp(values[i] - highest) / norm;
     for (int j = 0; j < AHEAD; j++) {
       const uint own = place + 8 * j * THREADS;
-      if (own < CAPACITY) store_weights(target, own, values + 8 * j);  // 0 beyond the cache
+      if (own < capacity) store_weights(target, own, capacity, values + 8 * j);  // 0 beyond the cache
     }
   }
 """,
@@ -286,7 +288,6 @@ def prepare(
         "LATENT": form.latent,
         "ROPE_DIM": form.rope_dim,
         "EPS": form.eps,
-        "CAPACITY": cache[0].shape[2],
         "THREADS": THREADS,
         "SIMD_GROUPS": THREADS // 32,
     }
@@ -339,7 +340,6 @@ def unpack(cache: Sequence[mx.array], after: mx.array, form: Form) -> mx.array:
     constants = {
         **rows.constants(cache, form.width),
         "T": dtype,
-        "NUMBERS": numbers,
         "WIDTH": form.width,
         "THREADS": THREADS,
         "SIMD_GROUPS": THREADS // 32,
@@ -373,7 +373,7 @@ def attend(absorbed: mx.array, cache: Sequence[mx.array], places: mx.array, form
         "T": keys.dtype,
         "T_KIND": KINDS[keys.dtype],
         "HEADS": form.heads,
-        "CAPACITY": keys.shape[1],
+        "WHOLE_CHUNKS": keys.shape[1] % 8 == 0,
         "THREADS": THREADS,
         "AHEAD": AHEAD,
     }

@@ -18,7 +18,7 @@ from macmoe.nn.positions import left_padding_array
 from macmoe.protocols import LayerCache, Room
 
 STEP = 256  # buffers hold a multiple of this many tokens
-GROWTH = 4096  # tokens by which a buffer grows at most; a new size costs a copy, and new kernels
+GROWTH = 4096  # tokens by which a buffer grows at most; a new size costs a copy
 
 
 def _round_up(tokens: int) -> int:
@@ -29,6 +29,11 @@ def _with_room(array: mx.array, capacity: int) -> mx.array:
     """Return `array` extended along the token axis to `capacity` tokens."""
     room = mx.zeros((*array.shape[:2], capacity - array.shape[2], array.shape[3]), dtype=array.dtype)
     return mx.concatenate([array, room], axis=2)
+
+
+def _wait_for_kernels() -> None:
+    """Wait for what was launched: MLX does not know which rows kernels write, so no copy waits for them."""
+    mx.synchronize()
 
 
 def _check_trim(cache: LayerCache, tokens: int) -> None:
@@ -61,6 +66,7 @@ class FullCache:
         if end > capacity:
             capacity = self._capacity(end)
         if self._shared or capacity > self._buffers[0].shape[2]:
+            _wait_for_kernels()
             self._buffers = [_with_room(array, capacity) for array in self.state]
             self._shared = False
         return Room(self._buffers, self.offset, 0)
@@ -162,6 +168,7 @@ class SlidingCache:
     def open(self, tokens: int) -> Room:
         """Make room for a few more tokens; see `FullCache.open`."""
         if self._shared or self.offset - self._start + tokens > self._buffers[0].shape[2]:
+            _wait_for_kernels()
             self._compact(tuple(array[:, :, :tokens] for array in self._buffers))
         return Room(
             self._buffers, self.offset - self._start, max(0, self.offset - (self.window - 1)) - self._start

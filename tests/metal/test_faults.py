@@ -41,7 +41,7 @@ FAULTS = {
         "low = simd_min(low);",
         "low = metal::min(low, simd_shuffle_xor(low, 1));",
     ),
-    "part of a cache is not unpacked": ("latent packed cache", "place < NUMBERS", "place < NUMBERS - WIDTH"),
+    "part of a cache is not unpacked": ("latent packed cache", "place < numbers", "place < numbers - WIDTH"),
     "no barrier in absorb": (
         "latent plain",
         f"{BARRIER}\n  for (uint i = thread_index; i < LATENT",
@@ -78,8 +78,8 @@ FAULTS = {
     ),
     "the cache of another sequence": (
         "attention 3 sequences, packed 128, odd cache",
-        "(ulong(sequence) * KV_HEADS + kv) * CAPACITY",
-        "ulong(kv) * CAPACITY",
+        "(ulong(sequence) * KV_HEADS + kv) * keys_shape[2]",
+        "ulong(kv) * keys_shape[2]",
     ),
     "the queries of another sequence": (
         "attention 3 sequences",
@@ -98,13 +98,13 @@ FAULTS = {
     ),
     "the latents of another sequence": (
         "latent packed cache, 3 sequences",
-        "ulong(sequence) * CAPACITY + places",
+        "ulong(sequence) * cache_shape[2] + places",
         "places",
     ),
     "the row of another sequence": (
         "latent 3 sequences",
-        "* CAPACITY + places[sequence * 3 + 1]",
-        "* CAPACITY + places[1]",
+        "* cache_shape[2] + places[sequence * 3 + 1]",
+        "* cache_shape[2] + places[1]",
     ),
     "keys turned to another sequence's position": (
         "latent 3 sequences",
@@ -161,7 +161,7 @@ FAULTS = {
         "load_floats(row + place,",
         "load_floats(row + place % (8 * THREADS),",
     ),
-    "only whole vectors are stored": ("latent weights", "own < CAPACITY", "own + 8 <= CAPACITY"),
+    "only whole vectors are stored": ("latent weights", "own < capacity", "own + 8 <= capacity"),
     "tokens of an expert in one place": ("experts plain, 9 tokens", "simd_prefix_exclusive_sum(same)", "0"),
 }
 
