@@ -14,7 +14,8 @@ from mlx.utils import tree_map
 from macmoe.bench.run import versions
 from macmoe.decoding.choice import remembered_verdict
 from macmoe.decoding.examination import Verdict, with_past
-from macmoe.decoding.launches import KernelCheck, check_kernels
+from macmoe.decoding.launches import KernelCheck, KernelChecks, check_kernels
+from macmoe.decoding.remembered import form_of, remembered
 from macmoe.decoding.step import DecodeStep
 from macmoe.families import Model
 from macmoe.kernels import source
@@ -50,7 +51,7 @@ class Checked:
     Attributes:
         model: What it is called.
         verdict: By kind of layer: it says whether the kernels are used.
-        kernels: Each kernel of a token, with a cache in full precision; empty where one does not run.
+        kernels: Each kernel of a token; none where something does not run.
     """
 
     model: str
@@ -103,7 +104,7 @@ def kernels_off() -> str | None:
 
 
 def check(name: str, model: Model, *, fresh: bool, cache_bits: int | None = None) -> Checked:
-    """Check the kernels on a model; the verdict is remembered for this device and MLX, single times are not.
+    """Check the kernels on a model; what is found is remembered for this device and MLX.
 
     Args:
         name: What to call the model.
@@ -115,6 +116,12 @@ def check(name: str, model: Model, *, fresh: bool, cache_bits: int | None = None
     if step is None:
         return Checked(model=name, verdict=None)
     verdict = remembered_verdict(model, step, cache_bits, fresh=fresh)
-    return Checked(
-        model=name, verdict=verdict, kernels=check_kernels(step, with_past(model)) if verdict.complete else ()
+    if not verdict.complete:
+        return Checked(model=name, verdict=verdict)
+    kernels = remembered(
+        f"{form_of(model, cache_bits)}-each",
+        lambda: check_kernels(step, with_past(model, cache_bits)),
+        KernelChecks.from_dict,
+        fresh=fresh,
     )
+    return Checked(model=name, verdict=verdict, kernels=kernels.checks)

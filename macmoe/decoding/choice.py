@@ -4,13 +4,9 @@ A model's kernels are examined once for each kind of cache; the verdict is kept 
 kernel texts, form of the model and bits of the cache.
 """
 
-import hashlib
-import json
 import logging
-import platform
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
-from pathlib import Path
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -18,12 +14,11 @@ from mlx.utils import tree_flatten
 
 from macmoe.decoding.comparisons import mixtures
 from macmoe.decoding.examination import Verdict, examine
+from macmoe.decoding.remembered import form_of, remembered
 from macmoe.decoding.step import DecodeStep
 from macmoe.families import Model
 from macmoe.kernels import source
-from macmoe.location import cache_folder
 from macmoe.nn.cache import ModelCache
-from macmoe.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -105,52 +100,10 @@ def remembered_verdict(
         cache_bits: Of the cache, see `LanguageModel.make_cache`.
         fresh: Check again whatever is there.
     """
-    folder = cache_folder()
-    if folder is None:
-        return examine(model, step, cache_bits)
-    path = folder / "kernels" / f"{_form(model, cache_bits)}.json"
-    known = None if fresh else _read_verdict(path)
-    if known is not None:
-        return known
-    verdict = examine(model, step, cache_bits)
-    if not verdict.complete:
-        return verdict
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(verdict)), encoding="utf-8")
-    except OSError:  # a read-only home is no reason to fail: the next run checks again
-        pass
-    return verdict
-
-
-def _read_verdict(path: Path) -> Verdict | None:
-    try:
-        return Verdict.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # none yet, or not ours
-        return None
-
-
-def _form(model: Model, cache_bits: int | None) -> str:
-    """Return a hash of everything a verdict hangs on."""
-    parameters: Any = tree_flatten(model.parameters())
-    shapes = sorted({(str(array.shape), str(array.dtype)) for _, array in parameters})
-    device = str(mx.device_info().get("device_name", mx.default_device()))
-    system = platform.mac_ver()[0] or platform.release()  # compiler and driver come with it
-    packages = [version("mlx"), __version__]
-    facts = [
-        device,
-        system,
-        *packages,
-        str(source.backend()),
-        repr(model.config),
-        repr(shapes),
-        repr(cache_bits),
-    ]
-    digest = hashlib.sha256("\n".join(facts).encode())
-    for folder in (
-        Path(source.__file__).parent,
-        Path(__file__).parent,
-    ):
-        for path in sorted(folder.glob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:24]
+    return remembered(
+        form_of(model, cache_bits),
+        partial(examine, model, step, cache_bits),
+        Verdict.from_dict,
+        lambda verdict: verdict.complete,
+        fresh=fresh,
+    )

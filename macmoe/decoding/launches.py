@@ -9,7 +9,7 @@ overlap them; the host's part in a launch is included.
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,14 +63,26 @@ class KernelCheck(Judged):
         return self.matrix_bytes / self.seconds if self.matrix_bytes and self.seconds else None
 
 
-def check_kernels(step: DecodeStep, cache: ModelCache) -> tuple[KernelCheck, ...]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelChecks:
+    """What was found of the kernels of a token, one of each form."""
+
+    checks: tuple[KernelCheck, ...] = ()
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "KernelChecks":
+        """Take what `dataclasses.asdict` made of them."""
+        return cls(checks=tuple(KernelCheck(**check) for check in data["checks"]))
+
+
+def check_kernels(step: DecodeStep, cache: ModelCache) -> KernelChecks:
     """Check and time the kernels of one more token; `cache`, which holds some, is spoiled."""
     by_form: dict[str, list[Call]] = {}
     for call in step.calls(mx.zeros((1,), dtype=mx.uint32), cache):
         by_form.setdefault(_form(call), []).append(call)
     checks = tuple(_check(form, calls) for form, calls in by_form.items())
     mx.clear_cache()  # unpacked experts are large
-    return checks
+    return KernelChecks(checks=checks)
 
 
 def _form(call: Call) -> str:

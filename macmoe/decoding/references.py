@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 
 from macmoe.kernels import experts, routing
-from macmoe.kernels.packed import MODES, PLAIN
+from macmoe.kernels.packed import AFFINE, MODES, PLAIN
 from macmoe.kernels.source import Call
 from macmoe.nn.routing import grouped_sigmoid_top_k, softmax_then_top_k, top_k_then_softmax
 
@@ -104,12 +104,12 @@ def _of_experts(call: Call, name: str) -> mx.array:
 
 
 def _unpacked(call: Call, take: Callable[[str], mx.array]) -> mx.array:
-    """Return matrices in float32; `take` gives their parts by the names of the texts."""
+    """Return matrices or rows in float32; `take` gives their parts by the names that matrices' have."""
     c, weight = call.constants, take("w")
     if c["MODE"] == PLAIN:
         return weight.astype(mx.float32)
     scales = take("scales")
-    affine = "offsets" in call.inputs
+    affine = c["MODE"] == AFFINE
     return mx.dequantize(
         weight,
         scales.astype(mx.float32) if affine else scales,
@@ -119,6 +119,16 @@ def _unpacked(call: Call, take: Callable[[str], mx.array]) -> mx.array:
         mode=MODE_NAMES[c["MODE"]],
         dtype=mx.float32,
     )
+
+
+def _rows(call: Call, name: str) -> mx.array:
+    """Return a buffer of the cache in float32, packed or not."""
+    return _unpacked(call, lambda part: call.inputs[name if part == "w" else f"{name}_{part}"])
+
+
+def _written(call: Call, row: mx.array) -> mx.array:
+    """Return a row of `_rows` in the type whose exactness it has: 8 bits, where it is packed."""
+    return row.astype(call.constants["T"] if call.constants["MODE"] == PLAIN else mx.bfloat16)
 
 
 def _products(call: Call) -> mx.array:
@@ -165,16 +175,17 @@ def _grouped_attention(call: Call, outputs: list[mx.array]) -> Pairs:
     """Compare the whole attention: how the cache is cut into parts is the kernel's own business."""
     c, given = call.constants, _wide(call)
     got = outputs[0] if len(outputs) == 1 else _joined(outputs[0], outputs[1], None).astype(c["T"])
+    held = [_rows(call, name) for name in ("keys", "values")]
     found: Pairs = []
     for number, places in enumerate(_numbers(call)):
-        y, k, v = _one_sequence(call, given, number, places)
-        rows = (call.inputs[name][number, :, places[1]] for name in ("keys", "values"))
+        y, k, v = _one_sequence(call, given, held, number, places)
+        rows = (_written(call, buffer[number, :, places[1]]) for buffer in held)
         found += [(got[number].reshape(y.shape), y), *zip(rows, (k, v), strict=True)]
     return found
 
 
 def _one_sequence(
-    call: Call, given: dict[str, mx.array], number: int, places: list[int]
+    call: Call, given: dict[str, mx.array], held: list[mx.array], number: int, places: list[int]
 ) -> tuple[mx.array, mx.array, mx.array]:
     """Return a sequence's attention [heads, head_dim], and its new key and value [kv_heads, head_dim]."""
     c, (position, place, first) = call.constants, places
@@ -189,7 +200,7 @@ def _one_sequence(
     q = rotated(_normed(q, given.get("q_norm"), c["EPS"]))
     k = rotated(_normed(k, given.get("k_norm"), c["EPS"]))
     # With the new row as it was written, rounded: it is compared by itself.
-    keys, values = (given[name][number, :, first : place + 1] for name in ("keys", "values"))
+    keys, values = (buffer[number, :, first : place + 1] for buffer in held)
     queries = q.reshape(kv_heads, -1, 1, width) * c["SCALE"]
     scores = (queries * keys[:, None]).sum(axis=-1)  # [kv_heads, together, rows]
     sinks = given.get("sinks")
@@ -212,8 +223,12 @@ def _latent_prepare(call: Call, outputs: list[mx.array]) -> Pairs:
     latent = _normed(latent, given["kv_norm"], c["EPS"])
     rows = mx.concatenate([latent, _side_by_side(key[:, None], call)[:, 0]], axis=-1)
     places = call.inputs["places"][:, 1, None, None]
-    written = mx.take_along_axis(call.inputs["cache"][:, 0], places, axis=1)[:, 0]
-    return [(outputs[0], _normed(q, given["q_norm"], c["EPS"])), (written, rows)]
+    written = mx.take_along_axis(_rows(call, "cache")[:, 0], places, axis=1)[:, 0]
+    return [(outputs[0], _normed(q, given["q_norm"], c["EPS"])), (_written(call, written), rows)]
+
+
+def _latent_unpack(call: Call, outputs: list[mx.array]) -> Pairs:
+    return [(outputs[0], _rows(call, "cache").squeeze(1))]
 
 
 def _latent_absorb(call: Call, outputs: list[mx.array]) -> Pairs:
@@ -244,6 +259,7 @@ REFERENCES: dict[str, Reference] = {
     "grouped_attention": _grouped_attention,
     "combine_parts": _combine_parts,
     "latent_prepare": _latent_prepare,
+    "latent_unpack": _latent_unpack,
     "latent_absorb": _latent_absorb,
     "latent_weights": _latent_weights,
 }

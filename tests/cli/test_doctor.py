@@ -16,7 +16,7 @@ from macmoe.cli import doctor
 from macmoe.config import load_json
 from macmoe.decoding import choice
 from macmoe.decoding.examination import Check, Verdict
-from macmoe.decoding.launches import KernelCheck
+from macmoe.decoding.launches import KernelCheck, KernelChecks
 from macmoe.location import ASSETS
 from tests.recorded import record_launches
 
@@ -45,12 +45,14 @@ SLOW = replace(GOOD, seconds=4e-3)
 
 
 @pytest.fixture
-def on_gpu(monkeypatch):
+def on_gpu(monkeypatch, tmp_path):
     """Return a function that lets a check find a verdict, as on a machine with a GPU."""
+
+    monkeypatch.setenv("MACMOE_CACHE", str(tmp_path))
 
     def finds(verdict, kernels=KERNELS):
         record_launches(monkeypatch)
-        monkeypatch.setattr(machine, "check_kernels", lambda *_: kernels)
+        monkeypatch.setattr(machine, "check_kernels", lambda *_: KernelChecks(checks=kernels))
         asked = []
         monkeypatch.setattr(
             machine, "remembered_verdict", lambda *_, fresh: (asked.append(fresh), verdict)[1]
@@ -189,6 +191,16 @@ def test_one_model_is_held_at_a_time(macmoe, on_gpu, monkeypatch):
     monkeypatch.setattr(doctor, "random_model", drawn)
     macmoe("doctor", "--shape", "a", "--shape", "b", "--shape", "c")
     assert alive == [0, 0, 0]
+
+
+def test_what_each_kernel_took_is_remembered_until_a_fresh_check(macmoe, on_gpu):
+    on_gpu(GOOD)
+    first = macmoe("doctor", "--model", "tiny:qwen3").stdout
+    on_gpu(GOOD, WRONG_KERNELS)
+    assert macmoe("doctor", "--model", "tiny:qwen3").stdout == first
+    assert "relative error inf" in macmoe("doctor", "--model", "tiny:qwen3", "--fresh").stdout
+    on_gpu(GOOD)
+    assert "relative error inf" in macmoe("doctor", "--model", "tiny:qwen3").stdout
 
 
 def test_fresh_asks_for_another_check(macmoe, on_gpu):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import mlx.core as mx
 import pytest
@@ -206,30 +206,38 @@ def few_launches(monkeypatch):
 
 
 @pytest.mark.usefixtures("few_launches")
+@pytest.mark.parametrize("bits", [None, 8])
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_every_kernel_of_a_token_is_counted_and_right(session_with_step, name):
+def test_every_kernel_of_a_token_is_counted_and_right(session_with_step, name, bits):
     session, step = session_with_step(name)
-    checks = check_kernels(step, with_past(session.model))
+    found = check_kernels(step, with_past(session.model, bits))
+    assert launches.KernelChecks.from_dict(asdict(found)) == found
+    checks = found.checks
     assert all(check.right for check in checks)
     counts = {check.kernel.split()[0]: check.launches for check in checks}
     layers = len(step.layers)
     assert counts["add_norm"] + counts["add_norm_logits"] == 2 * layers
     assert counts["expert_sum"] == counts["route"] == counts["add_norm_logits"] <= layers
     assert ("latent_weights" in counts) == (name == "tiny:deepseek-v3")
+    assert ("latent_unpack" in counts) == (name == "tiny:deepseek-v3" and bits == 8)
 
 
 @pytest.mark.usefixtures("few_launches")
 def test_a_kernel_that_is_wrong_alone_is_found_and_named(emulate, session_with_step):
     session, step = session_with_step("tiny:gpt-oss")
     emulate(change=planted("rsqrt(squares / DIM", "rsqrt(squares / (DIM + 1)"))
-    wrong = [check.kernel for check in check_kernels(step, with_past(session.model)) if not check.right]
+    wrong = [
+        check.kernel for check in check_kernels(step, with_past(session.model)).checks if not check.right
+    ]
     assert wrong == ["add_norm_logits [1, 128]", "add_norm [1, 128]"]
 
 
 @pytest.mark.usefixtures("few_launches")
 def test_only_matrices_of_chosen_experts_count_as_read(session_with_step):
     session, step = session_with_step("tiny:gpt-oss")
-    checks = {check.kernel.split()[0]: check for check in check_kernels(step, with_past(session.model))}
+    checks = {
+        check.kernel.split()[0]: check for check in check_kernels(step, with_past(session.model)).checks
+    }
     mixture, top_k = session.model.model.layers[0].mlp, session.model.config.num_experts_per_tok
     down = mixture.experts.down_proj
     stored = sum(down[part].nbytes for part in ("weight", "scales") if part in down)
