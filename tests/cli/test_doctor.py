@@ -47,7 +47,6 @@ SLOW = replace(GOOD, seconds=4e-3)
 @pytest.fixture
 def on_gpu(monkeypatch, tmp_path):
     """Return a function that lets a check find a verdict, as on a machine with a GPU."""
-
     monkeypatch.setenv("MACMOE_CACHE", str(tmp_path))
 
     def finds(verdict, kernels=KERNELS):
