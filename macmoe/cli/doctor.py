@@ -19,7 +19,7 @@ from macmoe.decoding.examination import Check, Verdict
 from macmoe.decoding.launches import Judged, KernelCheck
 from macmoe.families import Model
 from macmoe.inspection import find_config
-from macmoe.location import BUILT_IN
+from macmoe.location import BUILT_IN, find_model
 
 BYTES_FROM = 1 << 20  # limits of the device from here on are bytes
 
@@ -52,12 +52,16 @@ def command(
         raise click.UsageError("--layers shortens what --shape names; give a --shape too.")
     subjects = _subjects(names, {shape: shortened(find_config(shape)[0], layers) for shape in shapes})
     machine, off = this_machine(), kernels_off()
+    if off:
+        for name in names:
+            find_model(name)  # a wrong name is an error here too
     checked = _checked({} if off else subjects, fresh=fresh, cache_bits=cache_bits)
     if as_json:
         kernels = {"off": off, "models": [each.to_json() for each in checked]}
         click.echo(json.dumps(asdict(machine) | {"kernels": kernels}, indent=2))
         return
-    _print(_machine_rows(machine) + ([("kernels", off)] if off else []))
+    unchecked = [(name, "not checked") for name in (*names, *shapes)]
+    _print(_machine_rows(machine) + ([("kernels", off), *unchecked] if off else []))
     for each in checked:
         _print(_kernel_rows(each))
 

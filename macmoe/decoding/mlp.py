@@ -157,8 +157,9 @@ def gpt_oss_mlp(module: gpt_oss.SparseMLP, joint: Joint, dtype: mx.Dtype) -> Spa
     experts = _stacks(module.experts, dtype)
     if router is None or experts is None:
         return None
-    kind, limit = kernel_activation(module.experts.activation) or (expert_kernels.NONE, 0.0)
-    return Sparse(joint=joint, router=router, experts=experts, activation=kind, limit=limit)
+    activation = kernel_activation(module.experts.activation)
+    assert activation is not None, "without one the kernels know there are no stacks"
+    return Sparse(joint=joint, router=router, experts=experts, activation=activation[0], limit=activation[1])
 
 
 def qwen3_mlp(module: qwen3.SparseMLP, joint: Joint, dtype: mx.Dtype) -> Sparse | None:

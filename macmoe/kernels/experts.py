@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from macmoe.kernels.packed import CHUNK, KINDS, LOAD, PLAIN, UNPACK, Packing
+from macmoe.kernels.packed import CHUNK, KINDS, LOAD, UNPACK, Packing, weight_dtype
 from macmoe.kernels.source import Kernel, launch
 
 NONE, SWIGLU, CLAMPED_SWIGLU = range(3)
@@ -216,12 +216,11 @@ SUM_KERNEL = Kernel(
 
 
 def _constants(stack: Stack, x: mx.array, slots: int, shared: bool) -> dict[str, int | mx.Dtype]:
-    plain = stack.packing.mode == PLAIN
     return {
         **stack.packing.constants,
         "T": x.dtype,
         "T_KIND": KINDS[x.dtype],
-        "W": x.dtype if plain else mx.uint32,
+        "W": weight_dtype(stack.packing, x.dtype),
         "S": mx.uint8 if stack.offsets is None else x.dtype,
         "COLUMNS": x.shape[-1],
         "EXPERTS": stack.weight.shape[0],

@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from macmoe.kernels import rows
 from macmoe.kernels.parts import LIMITS, combine
-from macmoe.kernels.source import Kernel, launch
+from macmoe.kernels.source import SHARED_BYTES, Kernel, launch
 
 SIMD_GROUPS = 8
 TARGET_GROUPS = 256  # threadgroups that fill a GPU
@@ -57,9 +57,10 @@ class Heads:
 
 def usable(heads: Heads) -> bool:
     """Return whether the kernel can work on heads of this form."""
-    lanes = heads.head_dim // 8
-    sets = heads.heads // heads.kv_heads // heads.at_once
-    return heads.head_dim % 8 == 0 and lanes in {1, 2, 4, 8, 16, 32} and SIMD_GROUPS % sets == 0
+    lanes, together = heads.head_dim // 8, heads.heads // heads.kv_heads
+    floats = (together + 2) * heads.head_dim + SIMD_GROUPS * heads.at_once * (heads.head_dim + 2)
+    fits = 4 * floats <= SHARED_BYTES and SIMD_GROUPS % (together // heads.at_once) == 0
+    return fits and heads.head_dim % 8 == 0 and lanes in {1, 2, 4, 8, 16, 32}
 
 
 STEP = Kernel(

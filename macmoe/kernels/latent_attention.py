@@ -17,9 +17,9 @@ import mlx.core as mx
 
 from macmoe.kernels import rows
 from macmoe.kernels.experts import Stack
-from macmoe.kernels.packed import CHUNK, KINDS, LOAD, PLAIN, UNPACK
+from macmoe.kernels.packed import CHUNK, KINDS, LOAD, UNPACK, weight_dtype
 from macmoe.kernels.parts import LIMITS
-from macmoe.kernels.source import Kernel, launch
+from macmoe.kernels.source import SHARED_BYTES, Kernel, launch
 
 THREADS = 512
 SIMD_GROUPS = 8
@@ -67,7 +67,8 @@ class Form:
 
 def usable(form: Form) -> bool:
     """Return whether the kernels can work on layers of this form."""
-    return form.latent % CHUNK == 0 and form.latent // CHUNK in {1, 2, 4, 8, 16, 32}
+    fits = 4 * SIMD_GROUPS * form.latent <= SHARED_BYTES
+    return fits and form.latent % CHUNK == 0 and form.latent // CHUNK in {1, 2, 4, 8, 16, 32}
 
 
 PREPARE = Kernel(
@@ -310,7 +311,7 @@ def absorb(query: mx.array, up: Stack, places: mx.array, wavelengths: mx.array, 
         **up.packing.constants,
         "T": query.dtype,
         "T_KIND": KINDS[query.dtype],
-        "W": query.dtype if up.packing.mode == PLAIN else mx.uint32,
+        "W": weight_dtype(up.packing, query.dtype),
         "HEADS": form.heads,
         "LATENT": form.latent,
         "NOPE_DIM": form.nope_dim,

@@ -21,6 +21,7 @@ from macmoe.kernels.dialect import CUDA_PREAMBLE, METAL_PREAMBLE, METAL_TYPES, t
 Constant = int | float | mx.Dtype
 Shaped = tuple[tuple[int, ...], mx.Dtype]
 SWITCH = "MACMOE_KERNELS"  # an environment variable; "0" turns the kernels off
+SHARED_BYTES = 32 * 1024  # that a threadgroup may have in common on Metal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

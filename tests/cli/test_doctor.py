@@ -173,6 +173,15 @@ def test_shapes_are_looked_up_where_nothing_is_checked(macmoe):
     assert result.stderr == "error: this model has 24 layers; it cannot be measured with 25\n"
 
 
+def test_what_is_asked_for_and_not_checked_is_said(macmoe):
+    lines = macmoe("doctor", "--model", "tiny:qwen3", "--shape", "gpt-oss-20b").stdout.splitlines()
+    assert [line.split(maxsplit=1) for line in lines[-2:]] == [
+        ["tiny:qwen3", "not checked"],
+        ["gpt-oss-20b", "not checked"],
+    ]
+    assert macmoe("doctor", "--model", "nowhere/nothing").exit_code == 1
+
+
 def test_one_model_is_held_at_a_time(macmoe, on_gpu, monkeypatch):
     on_gpu(GOOD)
     alive, drawn_before = [], []
