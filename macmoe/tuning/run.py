@@ -16,6 +16,7 @@ from macmoe.checkpoint import WeightSource, packed_paths, parameters_of
 from macmoe.families import Family, Model, family_of
 from macmoe.location import find_model
 from macmoe.nn.quantized import pack_modules
+from macmoe.prompt_cache import fingerprint
 from macmoe.sampling import SamplingOptions
 from macmoe.session import Session, load, open_weights
 from macmoe.tuning.config import RunOptions, TrainOptions
@@ -119,6 +120,7 @@ def open_run(options: RunOptions, watch: Callable[[Mapping[str, Any]], None]) ->
     length = options.data.max_length
     lora = options.lora
     specs = select(session.model, lora.targets, lora.spec, lora.overrides())
+    base = fingerprint(session.model)
     adapters = attach(session.model, specs, options.train.seed)
     trainer = Trainer(
         session.model,
@@ -128,6 +130,7 @@ def open_run(options: RunOptions, watch: Callable[[Mapping[str, Any]], None]) ->
         valid=train_data(splits["valid"], length) if "valid" in splits else None,
         out=Path(options.out),
         family=session.family.name,
+        base=base,
         watch=watch,
         answer=answers_of(session, options.train),
     )

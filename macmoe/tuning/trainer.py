@@ -118,6 +118,7 @@ class Trainer:
         valid: What to evaluate on, or None.
         out: Where adapter, state and metrics go.
         family: Name of the model's family.
+        base: Fingerprint of the model without adapters; a run goes on with the same one only.
         watch: Called with every line of the metrics.
         answer: Answers the sample prompts of the options, if there are any.
     """
@@ -132,11 +133,13 @@ class Trainer:
         valid: TrainData | None,
         out: Path,
         family: str,
+        base: str = "",
         watch: Callable[[Mapping[str, Any]], None] = lambda _: None,
         answer: Callable[[], Sequence[Mapping[str, Any]]] | None = None,
     ) -> None:
         self.model, self.adapters, self.options = model, adapters, options
-        self.train_data, self.valid_data, self.out, self.family = train, valid, out, family
+        self.train_data, self.valid_data, self.out = train, valid, out
+        self.family, self.base = family, base
         self.group = mx.distributed.init()
         self.optimizer = OPTIMIZERS[options.optimizer](options)
         self.factors = arrays_of(adapters)
@@ -167,6 +170,9 @@ class Trainer:
         adapted = hashlib.sha256(repr(sorted(specs.items())).encode()).hexdigest()[:16]
         return settings | {
             "data": self.train_data.digest,
+            "validation data": self.valid_data.digest if self.valid_data else None,
+            "places of a row": self.train_data.row_length,
+            "base model": self.base,
             "adapted matrices": adapted,
             "machines": self.group.size(),
         }

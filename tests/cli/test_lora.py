@@ -14,6 +14,7 @@ from macmoe.adapters.lora import LoraSpec
 from macmoe.location import find_model
 from macmoe.session import load_model
 from macmoe.tuning.metrics import METRICS
+from tests.conftest import ROOT
 
 SHORT = ("--max-length", "128", "--steps", "2", "--warmup", "0", "--learning-rate", "0.02")
 
@@ -56,6 +57,21 @@ def test_a_run_goes_on_only_when_asked_to(macmoe, data: str, tmp_path: Path):
     assert again.exit_code == 1
     assert "resume it" in again.stderr
     assert macmoe(*run, "--resume").exit_code == 0
+
+
+def test_a_run_does_not_go_on_with_another_base_or_length(macmoe, data: str, tmp_path: Path):
+    packed = str(tmp_path / "packed")
+    hub = str(ROOT / "tests" / "assets" / "hub" / "qwen3")
+    assert macmoe("convert", hub, "--quantize", "4bit", "--out", packed).exit_code == 0
+    run = ("lora", "train", "--data", data, "--out", str(tmp_path / "run"), *SHORT)
+    assert macmoe(*run, "--model", "tiny:qwen3").exit_code == 0
+    for changed, what in (
+        (("--model", packed), "base model"),
+        (("--model", "tiny:qwen3", "--max-length", "64"), "places of a row"),
+    ):
+        other = macmoe(*run, *changed, "--resume")
+        assert other.exit_code == 1
+        assert f"this run had {what} = " in other.stderr
 
 
 def test_plan_counts_and_refuses(macmoe, data: str):

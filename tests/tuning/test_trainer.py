@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import resource
 import signal
@@ -25,7 +26,7 @@ from macmoe.tuning.batch import ANSWER, PROMPT, Batch, Sample
 from macmoe.tuning.config import TrainOptions
 from macmoe.tuning.loss import loss_sums
 from macmoe.tuning.metrics import METRICS
-from macmoe.tuning.run_state import STATE
+from macmoe.tuning.run_state import STATE, RunState
 from macmoe.tuning.trainer import BEST, TrainData, Trainer
 from tests.conftest import ROOT
 from tests.tuning.tiny import CONFIGS, EVERYTHING, build, randomize, samples
@@ -219,8 +220,25 @@ def test_a_run_with_other_settings_or_data_does_not_go_on(tmp_path: Path):
     other.train_data = data_of(samples(12, seed=9))
     with pytest.raises(UsageError, match="data"):
         other.resume()
+    other = trainer("qwen3", tmp_path, steps=2)
+    other.valid_data = data_of(samples(3, seed=9))
+    with pytest.raises(UsageError, match="validation data"):
+        other.resume()
+    other = trainer("qwen3", tmp_path, steps=2)
+    other.train_data = dataclasses.replace(other.train_data, row_length=64)
+    with pytest.raises(UsageError, match="places of a row = 32, not 64"):
+        other.resume()
     with pytest.raises(UsageError, match="resume it"):
         trainer("qwen3", tmp_path, steps=2).run()
+
+
+def test_a_run_of_an_earlier_macmoe_is_refused_in_one_line(tmp_path: Path):
+    run = trainer("qwen3", tmp_path, steps=2)
+    run.run()
+    earlier = {name: value for name, value in run.identity.items() if name != "base model"}
+    dataclasses.replace(RunState.load(tmp_path, earlier), identity=earlier).save(tmp_path)
+    with pytest.raises(UsageError, match="did not note the base model of this run"):
+        trainer("qwen3", tmp_path, steps=2).resume()
 
 
 def test_a_damaged_or_missing_state_is_one_line(tmp_path: Path):
