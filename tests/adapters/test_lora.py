@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_unflatten
+from safetensors import safe_open
 
 from macmoe.adapters.attach import (
     Adapter,
@@ -20,7 +23,7 @@ from macmoe.adapters.attach import (
     select,
     taken,
 )
-from macmoe.adapters.files import MARKER, WEIGHTS, read_adapter, save_adapter
+from macmoe.adapters.files import MARKER, WEIGHTS, read_adapter, save_adapter, write_arrays
 from macmoe.adapters.lora import ExpertLora, HeadLora, LoraSpec, decoded
 from macmoe.config import Quantization
 from macmoe.errors import CheckpointError, ConfigError, MacmoeError, UsageError
@@ -207,6 +210,21 @@ def test_a_saved_adapter_comes_back_bit_equal(tmp_path: Path):
     back = read_adapter(tmp_path, "gpt_oss")
     assert back.specs == dict(adapter.specs)
     assert all(mx.array_equal(back.arrays[name], array) for name, array in adapter.arrays.items())
+
+
+def test_arrays_are_written_without_a_copy_in_memory(tmp_path: Path):
+    arrays = {"a": mx.arange(1_000_000, dtype=mx.float32).reshape(1000, 1000), "b": mx.ones((3, 2)).T}
+    mx.eval(arrays)
+    tracemalloc.start()
+    try:
+        write_arrays(tmp_path / WEIGHTS, arrays, {"kind": "test"})
+        assert tracemalloc.get_traced_memory()[1] < arrays["a"].nbytes / 10
+    finally:
+        tracemalloc.stop()
+    with safe_open(tmp_path / WEIGHTS, "np") as file:
+        assert file.metadata() == {"format": "mlx", "kind": "test"}
+        assert all(np.array_equal(file.get_tensor(name), np.array(array)) for name, array in arrays.items())
+    assert [path.name for path in tmp_path.iterdir()] == [WEIGHTS]
 
 
 def test_patterns_choose_matrices_and_ranks():

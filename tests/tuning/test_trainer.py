@@ -274,11 +274,11 @@ def test_files_that_may_not_grow_are_one_line_and_what_was_saved_goes_on(tmp_pat
         resource.RLIMIT_FSIZE, (limits.get(line["step"], hard), hard)
     )
     try:
-        with pytest.raises(CheckpointError, match=r"too large.*unharmed"):
+        with pytest.raises(CheckpointError, match=r"Unable to write.*unharmed"):
             run.run()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-    assert not list(out.glob(".*partial"))
+    assert not list(out.glob(".*partial*"))
     again = trainer("qwen3", out, steps=4, save_every=1)
     again.resume()
     assert again.progress.step == 1
