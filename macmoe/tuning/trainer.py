@@ -200,6 +200,8 @@ class Trainer:
         """
         if self.progress.step == 0 and (self.out / STATE).exists():
             raise UsageError(f"{self.out}: holds a run already; resume it, or choose another folder")
+        if self.progress.step == 0:
+            self.metrics.rewind(0)  # of a run that was killed before its first saving
         try:
             with self.math.ready(), in_step(AHEAD_BYTES):
                 self._loop()

@@ -98,6 +98,13 @@ def test_a_resumed_run_ends_bit_equal_to_one_that_was_not_interrupted(tmp_path: 
     assert ours == theirs
 
 
+def test_a_run_killed_before_its_first_saving_leaves_no_metrics_to_the_next(tmp_path: Path):
+    (tmp_path / METRICS).write_text('{"step": 1, "loss": 9.0}\n{"step": 2, "lo')  # cut by the kill
+    run = trainer("qwen3", tmp_path, steps=2)
+    run.run()
+    assert [line["step"] for line in run.metrics.lines() if "loss" in line] == [1, 2]
+
+
 def without_times(line: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in line.items() if key not in ("tokens_per_second", "peak_bytes")}
 
