@@ -210,10 +210,15 @@ class Trainer:
             self.metrics.close()
         return self.progress
 
+    @property
+    def _stopped(self) -> bool:
+        """Whether evaluations got no better for too long."""
+        return 0 < self.options.patience <= self.progress.waited
+
     def _loop(self) -> None:
         options = self.options
         batches = self.schedule.batches(self.progress.step * self.per_step)
-        while self.progress.step < self.steps:
+        while self.progress.step < self.steps and not self._stopped:
             begin = time.perf_counter()
             update = self._step(list(itertools.islice(batches, self.per_step)))
             self.progress = replace(self.progress, step=self.progress.step + 1)
@@ -222,11 +227,8 @@ class Trainer:
             if last or (options.evaluate_every and self.progress.step % options.evaluate_every == 0):
                 self._evaluate_and_compare()
                 self._answer_samples()
-            stopped = 0 < options.patience <= self.progress.waited
-            if last or stopped or self.progress.step % options.save_every == 0:
+            if last or self._stopped or self.progress.step % options.save_every == 0:
                 self.save()
-            if stopped:
-                return
 
     def _step(self, batches: Sequence[tuple[int, Plan]]) -> Update:
         """Compute and apply one update."""

@@ -207,9 +207,14 @@ def test_a_loss_that_is_no_number_names_the_samples_and_keeps_what_was_saved(tmp
 
 
 def test_training_stops_when_evaluations_get_no_better_and_keeps_the_best(tmp_path: Path):
-    run = trainer("qwen3", tmp_path, steps=40, evaluate_every=1, patience=2, learning_rate=0.2, warmup=0)
+    settings = {"steps": 40, "evaluate_every": 3, "patience": 1, "learning_rate": 0.2, "warmup": 0}
+    run = trainer("qwen3", tmp_path, **settings)
     progress = run.run()
     assert progress.step < 40
+    again = trainer("qwen3", tmp_path, **settings)
+    again.resume()
+    assert again.run() == progress
+    assert same(factors(again), factors(run))
     lines = [line for line in run.metrics.lines() if "valid_loss" in line]
     assert progress.best == min(line["valid_loss"] for line in lines) < lines[-1]["valid_loss"]
     model = run.model
