@@ -236,7 +236,7 @@ def write_fused(
         marker = {"format_version": FORMAT_VERSION, "macmoe_version": macmoe.__version__, **facts}
         write_json(draft / MARKER, marker)
         draft.rename(out)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # MLX reports failures to write as the latter
         raise CheckpointError(f"{out}: cannot be written ({error}); nothing was kept") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)

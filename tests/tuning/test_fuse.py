@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from macmoe.adapters.attach import Adapter, apply, attach, detach, select, taken
 from macmoe.adapters.lora import LoraSpec
 from macmoe.checkpoint import DTYPES, Checkpoint
 from macmoe.cli import cli
-from macmoe.errors import UsageError
+from macmoe.errors import CheckpointError, UsageError
 from macmoe.location import BUILT_IN, find_model
 from macmoe.session import load_model, open_weights
 from macmoe.tuning.fuse import Effect, fuse, record, stored_types, write_fused
@@ -128,3 +129,17 @@ def test_fused_matrices_have_the_type_that_they_had(name: str, tmp_path: Path):
     assert not any(f"{path}.scales" in found for path in packed)
     kept = {name: info.dtype for name, info in source.infos.items() if name.rpartition(".")[0] not in packed}
     assert {name: info.dtype for name, info in found.items() if name in kept} == kept
+
+
+def test_a_fused_model_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path: Path):
+    model, adapter = prepared("tiny:qwen3", 0.5)
+    modules, effects = fused(model, adapter)
+    source = open_weights(find_model("tiny:qwen3"))
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
+    try:
+        with pytest.raises(CheckpointError, match=r"cannot be written \(.*Unable to write.*nothing was kept"):
+            write_fused(source, modules, tmp_path / "fused", record(effects))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert not list(tmp_path.iterdir())
