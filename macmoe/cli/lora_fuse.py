@@ -12,7 +12,7 @@ from macmoe.adapters.opening import open_adapter
 from macmoe.cli.terminal import note, read_text, table
 from macmoe.location import find_model
 from macmoe.session import open_weights
-from macmoe.tuning.fuse import Precision, fuse, record, stored_types, write_fused
+from macmoe.tuning.fuse import Precision, check_free, fuse, record, stored_types, write_fused
 
 EXAMPLE = """\b
 macmoe lora fuse adapters/chats --model tiny:gpt-oss --out chats-fused --precision base
@@ -39,6 +39,7 @@ def command(
     *, adapter: Path, model_name: str, out: Path, precision: Precision, keep: float, strict: bool, text: str
 ) -> None:
     """Write the model with ADAPTER in its weights, and measure what is left of the adapter's effect."""
+    check_free(out)
     session = macmoe.load(model_name)
     source = open_weights(find_model(model_name))
     found = open_adapter(adapter, session.model, session.family.name)

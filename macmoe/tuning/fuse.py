@@ -208,6 +208,16 @@ def _tensors(source: WeightSource, modules: Mapping[str, nn.Module]) -> Iterator
             yield f"{path}.{name}", array.astype(DTYPES[info.dtype]) if plain and info else array
 
 
+def check_free(out: Path) -> None:
+    """Refuse a folder that exists, as `write_fused` does; before the work, that is worth a call.
+
+    Raises:
+        UsageError: `out` exists.
+    """
+    if out.exists():
+        raise UsageError(f"{out}: exists already; choose another folder")
+
+
 def write_fused(
     source: WeightSource, modules: Mapping[str, nn.Module], out: Path, facts: Mapping[str, Any]
 ) -> None:
@@ -223,8 +233,7 @@ def write_fused(
         UsageError: `out` exists.
         CheckpointError: The files cannot be written; nothing is left.
     """
-    if out.exists():
-        raise UsageError(f"{out}: exists already; choose another folder")
+    check_free(out)
     draft = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         draft.mkdir(parents=True)

@@ -92,6 +92,16 @@ class RunState:
         return cls(progress=Progress(**facts["progress"]), identity=facts["identity"], **parts)
 
 
+def check_fresh(folder: Path) -> None:
+    """Refuse a folder in which a run was saved.
+
+    Raises:
+        UsageError: It holds one, which would be overwritten.
+    """
+    if (folder / STATE).exists():
+        raise UsageError(f"{folder}: holds a run already; resume it, or choose another folder")
+
+
 def _metadata(path: Path) -> dict[str, Any]:
     loaded: Any = mx.load(str(path), format="safetensors", return_metadata=True)
     try:

@@ -22,7 +22,7 @@ import numpy as np
 from macmoe.adapters.attach import arrays_of, put, taken
 from macmoe.adapters.files import save_adapter
 from macmoe.adapters.lora import LowRank
-from macmoe.errors import DatasetError, UsageError
+from macmoe.errors import DatasetError
 from macmoe.pacing import in_step
 from macmoe.tuning.batch import Batch, Sample
 from macmoe.tuning.config import TrainOptions
@@ -36,7 +36,7 @@ from macmoe.tuning.optimizer import (
 )
 from macmoe.tuning.packing import Plan, Schedule
 from macmoe.tuning.routing import describe_routing, routing_report
-from macmoe.tuning.run_state import STATE, Progress, RunState
+from macmoe.tuning.run_state import Progress, RunState, check_fresh
 from macmoe.tuning.step import Step, slashed
 
 BEST = "best"
@@ -198,9 +198,8 @@ class Trainer:
             CheckpointError: The disk is full; what was saved before is kept.
             UsageError: The folder holds a run that would be overwritten.
         """
-        if self.progress.step == 0 and (self.out / STATE).exists():
-            raise UsageError(f"{self.out}: holds a run already; resume it, or choose another folder")
         if self.progress.step == 0:
+            check_fresh(self.out)
             self.metrics.rewind(0)  # of a run that was killed before its first saving
         try:
             with self.math.ready(), in_step(AHEAD_BYTES):

@@ -59,6 +59,20 @@ def test_a_run_goes_on_only_when_asked_to(macmoe, data: str, tmp_path: Path):
     assert macmoe(*run, "--resume").exit_code == 0
 
 
+def test_an_output_that_exists_is_refused_before_anything_is_loaded(
+    macmoe, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = ("lora", "train", *TINY, "--data", data, "--out", str(tmp_path), *SHORT)
+    assert macmoe(*run).exit_code == 0
+    for name in ("macmoe.load", "macmoe.tuning.run.load", "macmoe.tuning.run.prepare"):
+        monkeypatch.setattr(name, lambda *_: pytest.fail("something is loaded"))
+    fuse = ("lora", "fuse", str(tmp_path), *TINY, "--out", str(tmp_path))
+    for command, words in ((run, "holds a run already"), (fuse, "exists already")):
+        again = macmoe(*command)
+        assert (again.exit_code, again.stdout) == (1, "")
+        assert words in again.stderr
+
+
 def test_a_run_does_not_go_on_with_another_base_or_length(macmoe, data: str, tmp_path: Path):
     packed = str(tmp_path / "packed")
     hub = str(ROOT / "tests" / "assets" / "hub" / "qwen3")
