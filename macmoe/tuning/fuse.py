@@ -158,8 +158,10 @@ def fuse(
         The fused matrices by path, and the effect measured with each precision that was tried.
 
     Raises:
-        UsageError: Too little is kept, or the adapter is for another model.
+        UsageError: Too little is kept, a text is empty, or the adapter is for another model.
     """
+    if not texts or not all(texts):
+        raise UsageError("a text to measure on is empty, so nobody could say what is kept; give some words")
     detach(model)
     base = _distributions(model, texts)
     adapters = apply(model, adapter)

@@ -183,6 +183,16 @@ def test_an_adapter_for_another_model_or_of_another_shape_is_one_line(macmoe, tm
         assert not (tmp_path / "fused").exists()
 
 
+def test_a_fusion_measured_on_no_text_is_refused_in_one_line(macmoe, tmp_path: Path):
+    outputs, inputs = load_model(find_model("tiny:qwen3"))[1].model.layers[0].self_attn.q_proj.weight.shape
+    adapter = save(tmp_path / "adapter", {"lora_a": (2, inputs), "lora_b": (outputs, 2)})
+    out = tmp_path / "fused"
+    run = macmoe("lora", "fuse", str(adapter), *TINY, "--out", str(out), "--text", "")
+    assert (run.exit_code, run.stdout) == (1, "")
+    assert run.stderr.startswith("error: a text to measure on is empty")
+    assert not out.exists()
+
+
 def test_a_folder_that_is_no_adapter_is_one_line(macmoe, tmp_path: Path):
     result = macmoe("generate", "--adapter", str(tmp_path), "hello")
     assert result.exit_code == 1
