@@ -10,6 +10,7 @@ import click
 import macmoe
 from macmoe.adapters.opening import open_adapter
 from macmoe.cli.terminal import note, read_text, table
+from macmoe.converted import ready
 from macmoe.location import find_model
 from macmoe.session import open_weights
 from macmoe.tuning.fuse import Precision, check_free, fuse, record, stored_types, write_fused
@@ -40,8 +41,8 @@ def command(
 ) -> None:
     """Write the model with ADAPTER in its weights, and measure what is left of the adapter's effect."""
     check_free(out)
-    session = macmoe.load(model_name)
-    source = open_weights(find_model(model_name))
+    folder = ready(find_model(model_name))
+    session, source = macmoe.load(folder), open_weights(folder)
     found = open_adapter(adapter, session.model, session.family.name)
     tokens = session.tokenizer.encode(read_text(text))[:LONGEST]
     modules, effects = fuse(

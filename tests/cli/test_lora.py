@@ -11,9 +11,11 @@ import pytest
 from macmoe.adapters.attach import Adapter
 from macmoe.adapters.files import read_arrays, save_adapter
 from macmoe.adapters.lora import LoraSpec
+from macmoe.converted import ready
 from macmoe.location import find_model
 from macmoe.session import load_model
 from macmoe.tuning.metrics import METRICS
+from macmoe_converters.conversion import Conversion
 from tests.conftest import ROOT
 
 SHORT = ("--max-length", "128", "--steps", "2", "--warmup", "0", "--learning-rate", "0.02")
@@ -181,6 +183,19 @@ def test_an_adapter_for_another_model_or_of_another_shape_is_one_line(macmoe, tm
         assert words in run.stderr
         assert run.stderr.count("error: ") == 1
         assert not (tmp_path / "fused").exists()
+
+
+def test_a_model_that_was_converted_before_is_fused_from_its_conversion(
+    macmoe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MACMOE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MACMOE_CACHE_FROM", "0")
+    hub = ROOT / "tests" / "assets" / "hub" / "qwen3"
+    outputs, inputs = load_model(ready(hub))[1].model.layers[0].self_attn.q_proj.weight.shape
+    adapter = save(tmp_path / "adapter", {"lora_a": (2, inputs), "lora_b": (outputs, 2)})
+    monkeypatch.setattr(Conversion, "tensors", lambda _: pytest.fail("it is converted again"))
+    run = macmoe("lora", "fuse", str(adapter), "--model", str(hub), "--out", str(tmp_path / "fused"))
+    assert run.exit_code == 0, run.stderr
 
 
 def test_a_fusion_measured_on_no_text_is_refused_in_one_line(macmoe, tmp_path: Path):
