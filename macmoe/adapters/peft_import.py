@@ -39,6 +39,7 @@ IRRELEVANT = {
     "qalora_group_size": "only with use_qalora, which is refused",
     "revision": "the model is given",
     "target_modules": "the tensors say what is adapted",
+    "target_parameters": "the tensors say what is adapted",
     "task_type": "all models here are causal",
     "loftq_config": "only with the initialization of that name, which is refused",
     "megatron_config": "another runtime",
@@ -60,7 +61,6 @@ class PeftConfig:
     dora: bool
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
-    parameters: tuple[str, ...]
 
     @classmethod
     def read(cls, folder: Path) -> PeftConfig:
@@ -79,17 +79,8 @@ class PeftConfig:
             dora=reader.take("use_dora", bool, False),
             rank_pattern=reader.take("rank_pattern", dict, {}),
             alpha_pattern=reader.take("alpha_pattern", dict, {}),
-            parameters=tuple(data.get("target_parameters") or ()),
         )
-        used = {
-            "r",
-            "lora_alpha",
-            "use_rslora",
-            "use_dora",
-            "rank_pattern",
-            "alpha_pattern",
-            "target_parameters",
-        }
+        used = {"r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"}
         _refuse({key: value for key, value in data.items() if key not in used}, reader.file)
         return config
 
@@ -214,13 +205,12 @@ class _Importer:
         del self.arrays[f"{halves[1]}.lora_a"]
 
     def _fused(self, name: str, found: Found) -> None:
-        """Unpack the parameters of all experts; a lone one does not say which it is, the config does."""
+        """Unpack a parameter of all experts; one adapted alone has the other's name, so shapes decide."""
         parent = name.removesuffix(".base_layer")
-        inner = name != parent
-        outer_is_down = f"{parent}.base_layer" in self.groups or not any(
-            parameter.endswith("gate_up_proj") for parameter in self.config.parameters
-        )
-        path = f"{parent}.{'down_proj' if outer_is_down and not inner else 'gate_up_proj'}"
+        shape = (found["b"].shape[0], found["a"].shape[-1])
+        paths = [f"{parent}.{part}" for part in ("gate_up_proj", "down_proj")]
+        paths = [p for p in paths if p not in self.specs]
+        path = next((p for p in paths if matrix_shape(self._module(p, name))[-2:] == shape), paths[0])
         experts = matrix_shape(self._module(path, name))[0]
         if len(found["a"]) % experts or found["b"].shape[1] != len(found["a"]):
             raise UsageError(f"{name}: its factors are not those of {experts} experts")

@@ -212,13 +212,16 @@ def test_experts_one_by_one_match_peft_and_come_back(tmp_path: Path):
     assert all(mx.array_equal(back.arrays[name], array) for name, array in arrays_of(adapters).items())
 
 
-def test_only_one_of_the_two_expert_parameters_is_recognized(tmp_path: Path):
-    write_checkpoint(CONFIGS["gpt_oss"], tmp_path / "model")
-    case = Pair(name="gpt_oss", folder=tmp_path / "model")
-    for name in ("gate_up_proj", "down_proj"):
+@pytest.mark.parametrize("family", ["gpt_oss", "qwen3_moe"])
+def test_only_one_of_the_two_expert_parameters_is_recognized(tmp_path: Path, family: str):
+    write_checkpoint(CONFIGS[family], tmp_path / "model")
+    case = Pair(name=family, folder=tmp_path / "model")
+    one, other, both = (f"*.mlp.experts.{part}" for part in ("gate_up_proj", "down_proj", "*"))
+    mixed = tuple(pattern.replace("*.mlp", f"*.{i}.mlp") for i, pattern in enumerate((other, both)))
+    for number, targets in enumerate([(one,), (other,), mixed, mixed[::-1]]):
         model = case.model()
-        adapters = with_adapter(model, (f"*.layers.1.mlp.experts.{name}",))
-        folder = case.exported(model, tmp_path / name)
+        adapters = with_adapter(model, targets)
+        folder = case.exported(model, tmp_path / str(number))
         tokens = np.random.default_rng(3).integers(0, 96, (2, 12))
         found = torch_logits(PeftModel.from_pretrained(case.torch(), folder).eval(), tokens)
         assert np.abs(found - np.array(model(mx.array(tokens)))).max() <= LOGITS
