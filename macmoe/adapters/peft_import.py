@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from macmoe.adapters.attach import KEYS, VALUES, Adapter, adaptable
+from macmoe.adapters.attach import KEYS, VALUES, Adapter, adaptable, check_kinds
 from macmoe.adapters.files import read_arrays
 from macmoe.adapters.layout import Pair, deinterleave, join_rows, stack_experts
 from macmoe.adapters.lora import LoraSpec, matrix_shape
@@ -217,7 +217,7 @@ class _Importer:
         a, b = stack_experts(found["a"], found["b"], experts)
         if path.endswith("gate_up_proj") and self.interleaved:
             b = deinterleave(b)
-        self._put(path, self.config.spec((path,), a.shape[1]), (a, b), name)
+        self._put(path, self.config.spec((path,), a.shape[1], dora="m" in found), (a, b), name)
 
     def _experts(self, parent: str, parts: Mapping[str, Mapping[int, Found]]) -> None:
         """Stack experts that come one by one; gate and up become one matrix."""
@@ -231,7 +231,8 @@ class _Importer:
                 )
             a, b = (mx.stack([found[expert][side] for expert in range(experts)]) for side in "ab")
             names = [f"{parent}.{expert}.{part}_proj" for expert in range(experts)]
-            pairs[part] = ((a, b), self.config.spec(names, a.shape[1]))
+            dora = any("m" in each for each in found.values())
+            pairs[part] = ((a, b), self.config.spec(names, a.shape[1], dora=dora))
         if "down" in pairs:
             pair, spec = pairs.pop("down")
             self._put(f"{parent}.down_proj", spec, pair, parent)
@@ -272,4 +273,6 @@ def import_peft(folder: Path, model: nn.Module, family: str) -> Adapter:
         UsageError: The adapter is for another model, or cannot be taken over exactly.
     """
     config = PeftConfig.read(folder)
-    return _Importer(model, _grouped(folder), config, family == "gpt_oss").run()
+    adapter = _Importer(model, _grouped(folder), config, family == "gpt_oss").run()
+    check_kinds(model, adapter.specs)
+    return adapter

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from macmoe.adapters.attach import apply, arrays_of, attach, detach, put, select, taken
-from macmoe.adapters.lora import LoraSpec
+from macmoe.adapters.lora import LoraSpec, matrix_shape
 from macmoe.adapters.peft_export import CONFIG, WEIGHTS, export_peft
 from macmoe.adapters.peft_import import import_peft
 from macmoe.errors import MacmoeError, UsageError
@@ -246,6 +246,34 @@ def test_what_cannot_be_taken_over_is_refused_by_name(tmp_path: Path, setting: s
     (tmp_path / CONFIG).write_text(json.dumps(config))
     with pytest.raises(UsageError, match=setting):
         import_peft(tmp_path, tiny("qwen3"), "qwen3")
+
+
+LENGTHS = {  # inputs and outputs of a matrix whose rows cannot have lengths here
+    "self_attn.kv_b_proj": (16, 4 * (8 + 12)),
+    "mlp.experts": (32, 48),
+    "mlp.experts.{}.down_proj": (24, 32),
+}
+
+
+@pytest.mark.parametrize("matrix", LENGTHS)
+def test_lengths_of_what_is_no_linear_layer_here_are_refused(tmp_path: Path, matrix: str):
+    model = tiny("deepseek_v3")
+    assert matrix_shape(model.model.layers[1].self_attn.k_up_proj) == (4, 8, 16)
+    inputs, outputs = LENGTHS[matrix]
+    rows = 2 * (8 if matrix == "mlp.experts" else 1)  # all experts at once, with all their ranks
+    arrays = {
+        "lora_A.weight": torch.zeros(rows, inputs),
+        "lora_B.weight": torch.zeros(outputs, rows),
+        "lora_magnitude_vector": torch.ones(outputs),
+    }
+    names = {matrix.format(expert) for expert in range(8)}
+    where = "base_model.model.model.layers.1"
+    tensors = {f"{where}.{name}.{key}": array.clone() for name in names for key, array in arrays.items()}
+    save_file(tensors, tmp_path / WEIGHTS)
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "use_dora": True}
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(UsageError, match="DoRA is defined for plain linear layers only"):
+        import_peft(tmp_path, model, "deepseek_v3")
 
 
 def test_tensors_of_another_model_are_refused(tmp_path: Path):
