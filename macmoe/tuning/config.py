@@ -154,6 +154,8 @@ class TrainOptions:
                 raise UsageError(f"{name} is {getattr(self, name)}; it cannot be negative")
         if self.steps is not None and self.steps < 1:
             raise UsageError(f"steps is {self.steps}; it has to be 1 or more")
+        if not 0 <= self.final_share <= 1:
+            raise UsageError(f"final_share is {self.final_share}; it has to lie between 0 and 1")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise UsageError(f"learning_rate is {self.learning_rate}; it has to be above 0")
 
