@@ -118,8 +118,9 @@ class Metrics:
         figure = Figure(figsize=(7, 4), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot(xlabel="update", ylabel="loss per token")
+        lines = self.lines()
         for name in ("loss", "thinking_loss", "answer_loss", "valid_loss"):
-            points = [(line["step"], line[name]) for line in self.lines() if name in line]
+            points = [(line["step"], line[name]) for line in lines if name in line]
             if points:
                 axes.plot(
                     *zip(*points, strict=True), label=name.replace("_", " "), marker="." * (len(points) < 9)

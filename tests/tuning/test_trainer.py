@@ -25,7 +25,7 @@ from macmoe.errors import CheckpointError, DatasetError, UsageError
 from macmoe.tuning.batch import ANSWER, PROMPT, Batch, Sample
 from macmoe.tuning.config import TrainOptions
 from macmoe.tuning.loss import loss_sums
-from macmoe.tuning.metrics import METRICS
+from macmoe.tuning.metrics import METRICS, PICTURE, Metrics
 from macmoe.tuning.run_state import STATE, RunState
 from macmoe.tuning.trainer import BEST, TrainData, Trainer
 from tests.conftest import ROOT
@@ -309,6 +309,17 @@ def test_metrics_are_json_lines_with_losses_apart(tmp_path: Path):
     lines = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
     assert {"loss", "thinking_loss", "answer_loss", "learning_rate", "gradient_norm"} <= lines[0].keys()
     assert lines[1]["perplexity"] == pytest.approx(np.exp(lines[1]["valid_loss"]))
+
+
+def test_a_picture_takes_one_look_at_the_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = trainer("qwen3", tmp_path, steps=1)
+    run.run()
+    (tmp_path / PICTURE).unlink()
+    looks = []
+    monkeypatch.setattr(Metrics, "lines", lambda _: looks.append(1) or [{"step": 1, "loss": 2.0}])
+    run.metrics.draw()
+    assert len(looks) == 1
+    assert (tmp_path / PICTURE).read_bytes().startswith(b"\x89PNG")
 
 
 SHARED = """
