@@ -31,7 +31,7 @@ FLOAT_TYPES = ("F16", "BF16", "F32")
 
 
 def _settings(options: RunOptions) -> Settings:
-    return Settings(lora=options.lora, train=options.train, row_length=options.data.max_length)
+    return Settings(lora=options.lora, train=options.train, row_length=options.data.row_length)
 
 
 def empty_model(name: str) -> tuple[Family, Model]:
@@ -129,7 +129,7 @@ def open_run(
         check_fresh(options.out)
     session = load(options.model)
     splits = prepare(options.data, session.format, session.tokenizer)
-    length = options.data.max_length
+    length = options.data.row_length
     lora = options.lora
     specs = select(session.model, lora.targets, lora.spec, lora.overrides())
     base = fingerprint(session.model)
