@@ -178,18 +178,21 @@ class RunOptions:
             )
 
 
-def read_run(file: Path | None, given: Mapping[str, Any]) -> RunOptions:
+def read_run(
+    file: Path | None, given: Mapping[str, Any], otherwise: Mapping[str, Any] | None = None
+) -> RunOptions:
     """Read a TOML file and lay what was given otherwise over it.
 
     Args:
         file: The file; None for none.
         given: Further values, as in the file; None is no value.
+        otherwise: What holds where neither has a value.
 
     Raises:
         UsageError: The file is missing or invalid, a name is unknown, a value has a wrong type or makes no
             sense.
     """
-    data = _merged(_load(file) if file else {}, given)
+    data = _merged(_merged(otherwise or {}, _load(file) if file else {}), given)
     if "data" in data and isinstance(data["data"], str):
         data["data"] = {"data": data["data"]}
     return _build(RunOptions, data, str(file) if file else "options")

@@ -221,14 +221,6 @@ def test_help_of_every_command(macmoe, name: str):
     assert result.stdout.startswith(f"Usage: macmoe lora {name}")
 
 
-def test_help_of_train_shows_an_example_that_works(macmoe, data: str, tmp_path: Path):
-    lines = macmoe("lora", "train", "--help").stdout.splitlines()
-    example = next(line for line in lines if line.startswith("  macmoe lora train --model")).split()[1:]
-    given = {"chats.jsonl": data, "adapters/chats": str(tmp_path / "adapter")}
-    result = macmoe(*(given.get(word, word) for word in example), "--max-length", "64", "--steps", "1")
-    assert result.exit_code == 0, result.stderr
-
-
 def test_samples_are_answered_in_both_modes_at_every_evaluation(macmoe, tmp_path: Path):
     rows = [{"prompt": f"What is {i} + 1?", "completion": f"{i + 1}"} for i in range(6)]
     data = tmp_path / "sums.jsonl"
