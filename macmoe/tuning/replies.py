@@ -13,7 +13,7 @@ import mlx.nn as nn
 from macmoe.chat.events import AnswerText, ThinkingText
 from macmoe.chat.messages import Segment
 from macmoe.families import Model
-from macmoe.generate import check_prompt, following_logits
+from macmoe.generate import check_prompt, following_logits, prefill_batch
 from macmoe.sampling import Sampler, SamplingOptions
 from macmoe.session import Session
 from macmoe.tuning.records import Question
@@ -117,8 +117,7 @@ def generate_batch(
     cache.reserve(longest + max_tokens)
     sampler.begin(prompts[0])
     written: list[list[int]] = [[] for _ in prompts]
-    logits = model.logits(model.hidden(tokens, cache)[:, -1:])[:, -1]  # [batch, vocab]
-    mx.eval(logits)
+    logits = prefill_batch(model, tokens, cache)
     following = following_logits(model, cache)
     chosen, _ = sampler(logits)
     for number in range(max_tokens):

@@ -166,6 +166,20 @@ def test_questions_asked_together_get_the_replies_they_get_alone(name):
         assert reply.thinking_tokens == events[-1].thinking_tokens
 
 
+@pytest.mark.parametrize("name", ["tiny:qwen3", "tiny:gpt-oss", "tiny:deepseek-v3"])
+def test_prompts_of_a_batch_are_read_in_chunks_of_bounded_size(name, monkeypatch):
+    session = macmoe.load(name)
+    texts = ["What is 17 + 25?", " ".join(["What is 347 + 586?"] * 8), "What is 3 + 4?"]
+    asked = [Question(messages=(Message("user", text),), thinking="on") for text in texts]
+    at_once = ask(session, asked, SamplingOptions(), 20)
+    kind, sizes = type(session.model), []
+    hidden = kind.hidden
+    monkeypatch.setattr(kind, "hidden", lambda self, x, *a: sizes.append(x.size) or hidden(self, x, *a))
+    monkeypatch.setattr("macmoe.generate.prefill_chunk", lambda _: 12)
+    assert ask(session, asked, SamplingOptions(), 20) == at_once
+    assert max(sizes) == 12
+
+
 def test_the_examination_counts_modes_and_right_answers(session, questions):
     assert modes_of(session) == ("on", "off", "/think", "/no_think")
     easy = [item for item in questions if item.reference != "wrong"][:4]
