@@ -75,23 +75,43 @@ def prefill(
         chunk: Tokens per forward pass; None: `prefill_chunk`.
         progress: Called with (tokens done, tokens in all) after each chunk.
     """
-    tokens = mx.array(list(prompt))[None]
-    chunk = chunk or prefill_chunk(model)
+    return prefill_batch(model, mx.array(list(prompt))[None], cache, chunk=chunk, progress=progress)
+
+
+def prefill_batch(
+    model: LanguageModel,
+    tokens: mx.array,
+    cache: Cache,
+    *,
+    chunk: int | None = None,
+    progress: Progress | None = None,
+) -> mx.array:
+    """Process prompts [batch, length] in chunks and return the logits [batch, vocab] after their last tokens.
+
+    Args:
+        model: The model.
+        tokens: Token ids; shorter prompts are padded on the left, as `cache` knows.
+        cache: Filled with the prompts.
+        chunk: Tokens of each per forward pass; None: so many that all have `prefill_chunk`.
+        progress: Called with (tokens done, tokens in all) of each, after each chunk.
+    """
+    batch, length = tokens.shape
+    chunk = chunk or max(1, prefill_chunk(model) // batch)
     begin = 0
-    while begin + chunk < len(prompt):
+    while begin + chunk < length:
         with in_step(AHEAD_BYTES):
             model.hidden(tokens[:, begin : begin + chunk], cache)
             mx.eval(cache.state)
         mx.clear_cache()
         begin += chunk
         if progress is not None:
-            progress(begin, len(prompt))
+            progress(begin, length)
     with in_step(AHEAD_BYTES):
         hidden = model.hidden(tokens[:, begin:], cache)
         logits = model.logits(hidden[:, -1:])[:, -1]
         mx.eval(logits)
     if progress is not None:
-        progress(len(prompt), len(prompt))
+        progress(length, length)
     return logits
 
 

@@ -15,7 +15,7 @@ from macmoe.adapters.lora import DoraLinear, ExpertLora, HeadLora, LoraLinear, L
 from macmoe.config import nearest
 from macmoe.errors import UsageError
 from macmoe.models.deepseek_v3 import Router
-from macmoe.nn.quantized import ExpertLinear, HeadLinear
+from macmoe.nn.quantized import ExpertLinear, HeadLinear, ScaledLinear
 from macmoe.shards import first_five
 
 # Names for the parts of a model, as patterns of module paths.
@@ -71,11 +71,12 @@ def _heads(place: _Place, spec: LoraSpec) -> LowRank:
 MAKERS: dict[type, Callable[[_Place, LoraSpec], LowRank]] = {
     nn.Linear: _linear,
     nn.QuantizedLinear: _linear,
+    ScaledLinear: _linear,
     ExpertLinear: _experts,
     HeadLinear: _heads,
     Router: lambda place, spec: RouterLora(place.base, spec),
 }
-WITH_LENGTHS = (nn.Linear, nn.QuantizedLinear)
+WITH_LENGTHS = (nn.Linear, nn.QuantizedLinear, ScaledLinear)
 
 
 def adaptable(model: nn.Module) -> dict[str, nn.Module]:

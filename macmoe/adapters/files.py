@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
-from safetensors.numpy import save
 
 from macmoe.adapters.attach import Adapter
 from macmoe.adapters.lora import LoraSpec
@@ -30,17 +28,21 @@ FORMAT_VERSION = 1
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file beside `path`, then give it that name; whatever fails leaves the old one as it was.
 
+    Args:
+        path: The file.
+        write: Writes it under another name, which ends like its own.
+
     Raises:
         CheckpointError: The file cannot be written.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    draft = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(draft)
         with draft.open("rb+") as file:
             os.fsync(file.fileno())
         draft.replace(path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # MLX reports failures to write as the latter
         raise CheckpointError(
             f"{path}: cannot be written ({error}); what stood there before is unharmed"
         ) from None
@@ -51,10 +53,13 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 def write_arrays(
     path: Path, arrays: Mapping[str, mx.array], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Replace a safetensors file."""
-    tensors = {name: np.asarray(mx.contiguous(array)) for name, array in arrays.items()}
-    content = save(tensors, {"format": "mlx", **(metadata or {})})
-    replace_file(path, lambda draft: draft.write_bytes(content))
+    """Replace a safetensors file; the arrays are written as they lie in memory.
+
+    Raises:
+        CheckpointError: The file cannot be written.
+    """
+    facts = {"format": "mlx", **(metadata or {})}
+    replace_file(path, lambda draft: mx.save_safetensors(str(draft), dict(arrays), facts))
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

@@ -138,7 +138,7 @@ def decoded(base: Any) -> mx.array:
 
 
 class LoraLinear(LowRank):
-    """An adapted nn.Linear or nn.QuantizedLinear."""
+    """An adapted nn.Linear, nn.QuantizedLinear or ScaledLinear."""
 
     def __init__(self, base: nn.Module, spec: LoraSpec) -> None:
         outputs, inputs = matrix_shape(base)
@@ -150,7 +150,7 @@ class LoraLinear(LowRank):
 
 
 class DoraLinear(LoraLinear):
-    """An adapted nn.Linear or nn.QuantizedLinear with learned lengths of its rows.
+    """An adapted nn.Linear, nn.QuantizedLinear or ScaledLinear with learned lengths of its rows.
 
     y = m / |W + scale B A| * (W x + scale B A x) + bias, the norm of each row taken as a constant (section
     4.3 of the paper).

@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from macmoe.adapters.attach import KEYS, VALUES, Adapter, adaptable
+from macmoe.adapters.attach import KEYS, VALUES, Adapter, adaptable, check_kinds
 from macmoe.adapters.files import read_arrays
 from macmoe.adapters.layout import Pair, deinterleave, join_rows, stack_experts
 from macmoe.adapters.lora import LoraSpec, matrix_shape
@@ -39,6 +39,7 @@ IRRELEVANT = {
     "qalora_group_size": "only with use_qalora, which is refused",
     "revision": "the model is given",
     "target_modules": "the tensors say what is adapted",
+    "target_parameters": "the tensors say what is adapted",
     "task_type": "all models here are causal",
     "loftq_config": "only with the initialization of that name, which is refused",
     "megatron_config": "another runtime",
@@ -60,7 +61,6 @@ class PeftConfig:
     dora: bool
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
-    parameters: tuple[str, ...]
 
     @classmethod
     def read(cls, folder: Path) -> PeftConfig:
@@ -79,17 +79,8 @@ class PeftConfig:
             dora=reader.take("use_dora", bool, False),
             rank_pattern=reader.take("rank_pattern", dict, {}),
             alpha_pattern=reader.take("alpha_pattern", dict, {}),
-            parameters=tuple(data.get("target_parameters") or ()),
         )
-        used = {
-            "r",
-            "lora_alpha",
-            "use_rslora",
-            "use_dora",
-            "rank_pattern",
-            "alpha_pattern",
-            "target_parameters",
-        }
+        used = {"r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"}
         _refuse({key: value for key, value in data.items() if key not in used}, reader.file)
         return config
 
@@ -214,20 +205,19 @@ class _Importer:
         del self.arrays[f"{halves[1]}.lora_a"]
 
     def _fused(self, name: str, found: Found) -> None:
-        """Unpack the parameters of all experts; a lone one does not say which it is, the config does."""
+        """Unpack a parameter of all experts; one adapted alone has the other's name, so shapes decide."""
         parent = name.removesuffix(".base_layer")
-        inner = name != parent
-        outer_is_down = f"{parent}.base_layer" in self.groups or not any(
-            parameter.endswith("gate_up_proj") for parameter in self.config.parameters
-        )
-        path = f"{parent}.{'down_proj' if outer_is_down and not inner else 'gate_up_proj'}"
+        shape = (found["b"].shape[0], found["a"].shape[-1])
+        paths = [f"{parent}.{part}" for part in ("gate_up_proj", "down_proj")]
+        paths = [p for p in paths if p not in self.specs]
+        path = next((p for p in paths if matrix_shape(self._module(p, name))[-2:] == shape), paths[0])
         experts = matrix_shape(self._module(path, name))[0]
         if len(found["a"]) % experts or found["b"].shape[1] != len(found["a"]):
             raise UsageError(f"{name}: its factors are not those of {experts} experts")
         a, b = stack_experts(found["a"], found["b"], experts)
         if path.endswith("gate_up_proj") and self.interleaved:
             b = deinterleave(b)
-        self._put(path, self.config.spec((path,), a.shape[1]), (a, b), name)
+        self._put(path, self.config.spec((path,), a.shape[1], dora="m" in found), (a, b), name)
 
     def _experts(self, parent: str, parts: Mapping[str, Mapping[int, Found]]) -> None:
         """Stack experts that come one by one; gate and up become one matrix."""
@@ -241,7 +231,8 @@ class _Importer:
                 )
             a, b = (mx.stack([found[expert][side] for expert in range(experts)]) for side in "ab")
             names = [f"{parent}.{expert}.{part}_proj" for expert in range(experts)]
-            pairs[part] = ((a, b), self.config.spec(names, a.shape[1]))
+            dora = any("m" in each for each in found.values())
+            pairs[part] = ((a, b), self.config.spec(names, a.shape[1], dora=dora))
         if "down" in pairs:
             pair, spec = pairs.pop("down")
             self._put(f"{parent}.down_proj", spec, pair, parent)
@@ -282,4 +273,6 @@ def import_peft(folder: Path, model: nn.Module, family: str) -> Adapter:
         UsageError: The adapter is for another model, or cannot be taken over exactly.
     """
     config = PeftConfig.read(folder)
-    return _Importer(model, _grouped(folder), config, family == "gpt_oss").run()
+    adapter = _Importer(model, _grouped(folder), config, family == "gpt_oss").run()
+    check_kinds(model, adapter.specs)
+    return adapter

@@ -10,9 +10,10 @@ import click
 import macmoe
 from macmoe.adapters.opening import open_adapter
 from macmoe.cli.terminal import note, read_text, table
+from macmoe.converted import ready
 from macmoe.location import find_model
 from macmoe.session import open_weights
-from macmoe.tuning.fuse import Precision, fuse, record, write_fused
+from macmoe.tuning.fuse import Precision, check_free, fuse, record, stored_types, write_fused
 
 EXAMPLE = """\b
 macmoe lora fuse adapters/chats --model tiny:gpt-oss --out chats-fused --precision base
@@ -39,14 +40,22 @@ def command(
     *, adapter: Path, model_name: str, out: Path, precision: Precision, keep: float, strict: bool, text: str
 ) -> None:
     """Write the model with ADAPTER in its weights, and measure what is left of the adapter's effect."""
-    session = macmoe.load(model_name)
+    check_free(out)
+    folder = ready(find_model(model_name))
+    session, source = macmoe.load(folder), open_weights(folder)
     found = open_adapter(adapter, session.model, session.family.name)
     tokens = session.tokenizer.encode(read_text(text))[:LONGEST]
     modules, effects = fuse(
-        session.model, found, [tokens], precision=precision, keep=keep, raise_precision=not strict
+        session.model,
+        found,
+        [tokens],
+        types=stored_types(source, found.specs),
+        precision=precision,
+        keep=keep,
+        raise_precision=not strict,
     )
     rows = [("precision", "KL(adapted||base)", "KL(adapted||fused)", "kept")]
     rows += [(e.precision, f"{e.to_base:.3g}", f"{e.to_fused:.3g}", f"{e.kept:.1%}") for e in effects]
     click.echo(table(rows))
-    write_fused(open_weights(find_model(model_name)), modules, out, record(effects))
+    write_fused(source, modules, out, record(effects))
     note(f"{out}: {len(modules):,} matrices fused")

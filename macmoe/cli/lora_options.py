@@ -62,8 +62,14 @@ FORMS: dict[Any, dict[str, Any]] = {
 BY_COMMA = ("targets", "trackers")
 
 
-def run_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the settings of a run as options; the command receives them as `options`, read and checked."""
+def run_options(command: Callable[..., None], *, reads_data: bool = True) -> Callable[..., None]:
+    """Add the settings of a run as options; the command receives them as `options`, read and checked.
+
+    Args:
+        command: The command.
+        reads_data: Whether it has to be told where the data are.
+    """
+    otherwise = {} if reads_data else {"data": {"data": ""}}
 
     @functools.wraps(command)
     def with_run(
@@ -75,7 +81,7 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
             if name in BY_COMMA and value is not None:
                 value = value.split(",")
             given[section][name] = None if value == () else value
-        command(options=read_run(config, given), **arguments)
+        command(options=read_run(config, given, otherwise), **arguments)
 
     table = [
         click.option("--config", type=click.Path(path_type=Path), help="A TOML file with these settings."),

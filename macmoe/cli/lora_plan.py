@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ macmoe lora plan --model tiny:gpt-oss --targets attention,experts --rank 4
 
 
 @click.command(epilog=EXAMPLE)
-@run_options
+@functools.partial(run_options, reads_data=False)
 @click.option("--memory", type=float, help="GiB that may be used; by default what this machine has.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(*, options: RunOptions, memory: float | None, as_json: bool) -> None:

@@ -111,7 +111,7 @@ def _choose(lessons: tuple[Lesson, ...], count: int, seed: int) -> list[Lesson]:
 def _fill(lessons: tuple[Lesson, ...], options: DataOptions) -> Fill:
     lengths = [len(lesson.sample.tokens) for lesson in lessons]
     return Schedule(
-        lengths=lengths, row_length=options.max_length - 1, rows=1, packed=True, seed=options.seed
+        lengths=lengths, row_length=options.row_length, rows=1, packed=True, seed=options.seed
     ).fill()
 
 

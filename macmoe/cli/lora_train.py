@@ -31,11 +31,9 @@ def command(*, options: RunOptions, resume: bool) -> None:
     """
     note(table(plan_rows(plan_run(options))))
     with progress_bar("training") as progress_of:
-        trainer, remarks = open_run(options, functools.partial(_watch, progress_of))
+        trainer, remarks = open_run(options, functools.partial(_watch, progress_of), resume=resume)
         for remark in remarks:
             note(remark)
-        if resume:
-            trainer.resume()
         progress = trainer.run()
     if options.lora.trains_router:
         note(table([(name, str(figure)) for name, figure in trainer.routing().items()]))

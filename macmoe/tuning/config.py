@@ -154,6 +154,8 @@ class TrainOptions:
                 raise UsageError(f"{name} is {getattr(self, name)}; it cannot be negative")
         if self.steps is not None and self.steps < 1:
             raise UsageError(f"steps is {self.steps}; it has to be 1 or more")
+        if not 0 <= self.final_share <= 1:
+            raise UsageError(f"final_share is {self.final_share}; it has to lie between 0 and 1")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise UsageError(f"learning_rate is {self.learning_rate}; it has to be above 0")
 
@@ -176,18 +178,21 @@ class RunOptions:
             )
 
 
-def read_run(file: Path | None, given: Mapping[str, Any]) -> RunOptions:
+def read_run(
+    file: Path | None, given: Mapping[str, Any], otherwise: Mapping[str, Any] | None = None
+) -> RunOptions:
     """Read a TOML file and lay what was given otherwise over it.
 
     Args:
         file: The file; None for none.
         given: Further values, as in the file; None is no value.
+        otherwise: What holds where neither has a value.
 
     Raises:
         UsageError: The file is missing or invalid, a name is unknown, a value has a wrong type or makes no
             sense.
     """
-    data = _merged(_load(file) if file else {}, given)
+    data = _merged(_merged(otherwise or {}, _load(file) if file else {}), given)
     if "data" in data and isinstance(data["data"], str):
         data["data"] = {"data": data["data"]}
     return _build(RunOptions, data, str(file) if file else "options")

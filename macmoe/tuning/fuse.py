@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +36,7 @@ Precision = Literal["base", "8bit", "full"]
 # What is tried next where too little is kept.
 FINER: dict[Precision, Precision] = {"base": "8bit", "8bit": "full"}
 EIGHT_BITS = {size: Quantization(group_size=size, bits=8, mode="affine") for size in (64, 32)}
+NORM = "model.norm.weight"  # has the type of the activations
 SHARD_BYTES = 4_000_000_000
 NOT_COPIED = ("config.json", MARKER, INDEX)
 COPIED = (".json", ".txt", ".jinja", "LICENSE")
@@ -72,6 +73,13 @@ def _grid(adapter: LowRank, precision: Precision) -> Quantization | None:
     return fitting[0] if precision == "8bit" and fitting else None
 
 
+def stored_types(source: WeightSource, paths: Iterable[str]) -> dict[str, mx.Dtype]:
+    """Return the type of each matrix in its checkpoint; of a packed one that of the norms."""
+    found = {path: DTYPES.get(source.infos[f"{path}.weight"].dtype, mx.uint32) for path in paths}
+    norm = DTYPES[source.infos[NORM].dtype]
+    return {path: dtype if mx.issubdtype(dtype, mx.floating) else norm for path, dtype in found.items()}
+
+
 def _parts(weight: mx.array, how: Quantization | None, dtype: mx.Dtype) -> dict[str, mx.array]:
     if how is None:
         return {"weight": weight.astype(dtype)}
@@ -96,14 +104,14 @@ def _twin(base: Any, how: Quantization | None) -> Any:
 
 
 def fused_modules(
-    adapters: Mapping[str, LowRank], precision: Precision, dtype: mx.Dtype
+    adapters: Mapping[str, LowRank], precision: Precision, types: Mapping[str, mx.Dtype]
 ) -> dict[str, nn.Module]:
     """Return the matrices with their adapters in them, by path."""
     made: dict[str, nn.Module] = {}
     for path, adapter in adapters.items():
         how = _grid(adapter, precision)
         twin = _twin(adapter.base, how)
-        for name, array in _parts(adapter.merged(decoded(adapter.base)), how, dtype).items():
+        for name, array in _parts(adapter.merged(decoded(adapter.base)), how, types[path]).items():
             twin[name] = array
         for name in ("bias", "e_score_correction_bias"):
             if name in adapter.base:
@@ -130,10 +138,10 @@ def fuse(
     adapter: Adapter,
     texts: Sequence[Sequence[int]],
     *,
+    types: Mapping[str, mx.Dtype],
     precision: Precision = "full",
     keep: float = 0.9,
     raise_precision: bool = True,
-    dtype: mx.Dtype = mx.bfloat16,
 ) -> tuple[dict[str, nn.Module], list[Effect]]:
     """Put an adapter into a model's weights; the model is the fused one afterwards.
 
@@ -141,24 +149,26 @@ def fuse(
         model: The model.
         adapter: The adapter.
         texts: Token ids to measure on.
-        precision: Of the touched matrices: the base's, 8 bits where the base is packed, or `dtype`.
+        types: Of the matrices that are not packed, by path (`stored_types`).
+        precision: Of the touched matrices: the base's, 8 bits where the base is packed, or `types`.
         keep: The least share of the adapter's effect that is good enough.
         raise_precision: Take the next finer grid where less is kept, instead of refusing.
-        dtype: Of what is not packed.
 
     Returns:
         The fused matrices by path, and the effect measured with each precision that was tried.
 
     Raises:
-        UsageError: Too little is kept, or the adapter is for another model.
+        UsageError: Too little is kept, a text is empty, or the adapter is for another model.
     """
+    if not texts or not all(texts):
+        raise UsageError("a text to measure on is empty, so nobody could say what is kept; give some words")
     detach(model)
     base = _distributions(model, texts)
     adapters = apply(model, adapter)
     adapted = _distributions(model, texts)
     effects: list[Effect] = []
     while True:
-        modules = fused_modules(adapters, precision, dtype)
+        modules = fused_modules(adapters, precision, types)
         named: Any = list(modules.items())
         model.update_modules(tree_unflatten(named))
         to_fused = _divergence(adapted, _distributions(model, texts))
@@ -200,6 +210,16 @@ def _tensors(source: WeightSource, modules: Mapping[str, nn.Module]) -> Iterator
             yield f"{path}.{name}", array.astype(DTYPES[info.dtype]) if plain and info else array
 
 
+def check_free(out: Path) -> None:
+    """Refuse a folder that exists, as `write_fused` does; before the work, that is worth a call.
+
+    Raises:
+        UsageError: `out` exists.
+    """
+    if out.exists():
+        raise UsageError(f"{out}: exists already; choose another folder")
+
+
 def write_fused(
     source: WeightSource, modules: Mapping[str, nn.Module], out: Path, facts: Mapping[str, Any]
 ) -> None:
@@ -215,8 +235,7 @@ def write_fused(
         UsageError: `out` exists.
         CheckpointError: The files cannot be written; nothing is left.
     """
-    if out.exists():
-        raise UsageError(f"{out}: exists already; choose another folder")
+    check_free(out)
     draft = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         draft.mkdir(parents=True)
@@ -228,7 +247,7 @@ def write_fused(
         marker = {"format_version": FORMAT_VERSION, "macmoe_version": macmoe.__version__, **facts}
         write_json(draft / MARKER, marker)
         draft.rename(out)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # MLX reports failures to write as the latter
         raise CheckpointError(f"{out}: cannot be written ({error}); nothing was kept") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)

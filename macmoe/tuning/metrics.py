@@ -102,8 +102,9 @@ class Metrics:
         return [json.loads(line) for line in complete]
 
     def rewind(self, step: int) -> None:
-        """Forget what came after a step, because the run goes on from there."""
-        kept = [json.dumps(line, ensure_ascii=False) + "\n" for line in self.lines() if line["step"] <= step]
+        """Forget what came after a step, because the run goes on from there; step 0 begins the file anew."""
+        lines = self.lines() if step else []
+        kept = [json.dumps(line, ensure_ascii=False) + "\n" for line in lines if line["step"] <= step]
         if self.active:
             replace_file(self.path, lambda draft: draft.write_text("".join(kept), encoding="utf-8"))
 
@@ -117,8 +118,9 @@ class Metrics:
         figure = Figure(figsize=(7, 4), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot(xlabel="update", ylabel="loss per token")
+        lines = self.lines()
         for name in ("loss", "thinking_loss", "answer_loss", "valid_loss"):
-            points = [(line["step"], line[name]) for line in self.lines() if name in line]
+            points = [(line["step"], line[name]) for line in lines if name in line]
             if points:
                 axes.plot(
                     *zip(*points, strict=True), label=name.replace("_", " "), marker="." * (len(points) < 9)

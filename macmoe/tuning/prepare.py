@@ -58,6 +58,11 @@ class DataOptions:
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it has to lie between 0 and 1")
 
+    @property
+    def row_length(self) -> int:
+        """Places of a row of a batch."""
+        return self.max_length
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:

@@ -16,6 +16,7 @@ from macmoe.checkpoint import WeightSource, packed_paths, parameters_of
 from macmoe.families import Family, Model, family_of
 from macmoe.location import find_model
 from macmoe.nn.quantized import pack_modules
+from macmoe.prompt_cache import fingerprint
 from macmoe.sampling import SamplingOptions
 from macmoe.session import Session, load, open_weights
 from macmoe.tuning.config import RunOptions, TrainOptions
@@ -23,13 +24,14 @@ from macmoe.tuning.plan import Estimate, Settings, check_fits, memory_limit
 from macmoe.tuning.prepare import Prepared, prepare
 from macmoe.tuning.records import Question
 from macmoe.tuning.replies import ask
+from macmoe.tuning.run_state import check_fresh
 from macmoe.tuning.trainer import TrainData, Trainer
 
 FLOAT_TYPES = ("F16", "BF16", "F32")
 
 
 def _settings(options: RunOptions) -> Settings:
-    return Settings(lora=options.lora, train=options.train, row_length=options.data.max_length)
+    return Settings(lora=options.lora, train=options.train, row_length=options.data.row_length)
 
 
 def empty_model(name: str) -> tuple[Family, Model]:
@@ -105,20 +107,32 @@ def answers_of(session: Session, options: TrainOptions) -> Callable[[], list[dic
     return answers
 
 
-def open_run(options: RunOptions, watch: Callable[[Mapping[str, Any]], None]) -> tuple[Trainer, list[str]]:
+def open_run(
+    options: RunOptions, watch: Callable[[Mapping[str, Any]], None], *, resume: bool = False
+) -> tuple[Trainer, list[str]]:
     """Load the model, read the data, put new adapters on the model.
+
+    Args:
+        options: The run.
+        watch: Called with every line of the metrics.
+        resume: Go on with the run in the folder, instead of refusing one before anything is loaded.
 
     Returns:
         The trainer, and a line for everything in the data that is not learned.
 
     Raises:
+        CheckpointError: There is no run to go on with, or it is damaged.
+        UsageError: There is a run, or it was another one.
         MacmoeError: Model, data or settings are invalid.
     """
+    if not resume:
+        check_fresh(options.out)
     session = load(options.model)
     splits = prepare(options.data, session.format, session.tokenizer)
-    length = options.data.max_length
+    length = options.data.row_length
     lora = options.lora
     specs = select(session.model, lora.targets, lora.spec, lora.overrides())
+    base = fingerprint(session.model)
     adapters = attach(session.model, specs, options.train.seed)
     trainer = Trainer(
         session.model,
@@ -128,7 +142,10 @@ def open_run(options: RunOptions, watch: Callable[[Mapping[str, Any]], None]) ->
         valid=train_data(splits["valid"], length) if "valid" in splits else None,
         out=Path(options.out),
         family=session.family.name,
+        base=base,
         watch=watch,
         answer=answers_of(session, options.train),
     )
+    if resume:
+        trainer.resume()
     return trainer, [note for split in splits.values() for note in split.notes()]

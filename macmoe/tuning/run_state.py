@@ -75,9 +75,14 @@ class RunState:
         arrays = read_arrays(path)
         facts = _metadata(path)
         for name, value in identity.items():
-            if facts["identity"].get(name) != value:
+            if name not in facts["identity"]:
                 raise UsageError(
-                    f"{path}: this run had {name} = {facts['identity'].get(name)!r}, not {value!r}; "
+                    f"{path}: an earlier macmoe did not note the {name} of this run, so it cannot be told "
+                    "whether it would go on exactly; choose another folder and begin anew"
+                )
+            if facts["identity"][name] != value:
+                raise UsageError(
+                    f"{path}: this run had {name} = {facts['identity'][name]!r}, not {value!r}; "
                     "go on with the same settings and data, or choose another folder"
                 )
         parts: dict[str, dict[str, mx.array]] = {part: {} for part in _PARTS}
@@ -85,6 +90,16 @@ class RunState:
             part, _, rest = name.partition(":")
             parts[part][rest] = array
         return cls(progress=Progress(**facts["progress"]), identity=facts["identity"], **parts)
+
+
+def check_fresh(folder: Path) -> None:
+    """Refuse a folder in which a run was saved.
+
+    Raises:
+        UsageError: It holds one, which would be overwritten.
+    """
+    if (folder / STATE).exists():
+        raise UsageError(f"{folder}: holds a run already; resume it, or choose another folder")
 
 
 def _metadata(path: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import numpy as np
 from macmoe.adapters.attach import arrays_of, put, taken
 from macmoe.adapters.files import save_adapter
 from macmoe.adapters.lora import LowRank
-from macmoe.errors import DatasetError, UsageError
+from macmoe.errors import DatasetError
 from macmoe.pacing import in_step
 from macmoe.tuning.batch import Batch, Sample
 from macmoe.tuning.config import TrainOptions
@@ -36,7 +36,7 @@ from macmoe.tuning.optimizer import (
 )
 from macmoe.tuning.packing import Plan, Schedule
 from macmoe.tuning.routing import describe_routing, routing_report
-from macmoe.tuning.run_state import STATE, Progress, RunState
+from macmoe.tuning.run_state import Progress, RunState, check_fresh
 from macmoe.tuning.step import Step, slashed
 
 BEST = "best"
@@ -118,6 +118,7 @@ class Trainer:
         valid: What to evaluate on, or None.
         out: Where adapter, state and metrics go.
         family: Name of the model's family.
+        base: Fingerprint of the model without adapters; a run goes on with the same one only.
         watch: Called with every line of the metrics.
         answer: Answers the sample prompts of the options, if there are any.
     """
@@ -132,11 +133,13 @@ class Trainer:
         valid: TrainData | None,
         out: Path,
         family: str,
+        base: str = "",
         watch: Callable[[Mapping[str, Any]], None] = lambda _: None,
         answer: Callable[[], Sequence[Mapping[str, Any]]] | None = None,
     ) -> None:
         self.model, self.adapters, self.options = model, adapters, options
-        self.train_data, self.valid_data, self.out, self.family = train, valid, out, family
+        self.train_data, self.valid_data, self.out = train, valid, out
+        self.family, self.base = family, base
         self.group = mx.distributed.init()
         self.optimizer = OPTIMIZERS[options.optimizer](options)
         self.factors = arrays_of(adapters)
@@ -167,6 +170,9 @@ class Trainer:
         adapted = hashlib.sha256(repr(sorted(specs.items())).encode()).hexdigest()[:16]
         return settings | {
             "data": self.train_data.digest,
+            "validation data": self.valid_data.digest if self.valid_data else None,
+            "places of a row": self.train_data.row_length,
+            "base model": self.base,
             "adapted matrices": adapted,
             "machines": self.group.size(),
         }
@@ -192,8 +198,9 @@ class Trainer:
             CheckpointError: The disk is full; what was saved before is kept.
             UsageError: The folder holds a run that would be overwritten.
         """
-        if self.progress.step == 0 and (self.out / STATE).exists():
-            raise UsageError(f"{self.out}: holds a run already; resume it, or choose another folder")
+        if self.progress.step == 0:
+            check_fresh(self.out)
+            self.metrics.rewind(0)  # of a run that was killed before its first saving
         try:
             with self.math.ready(), in_step(AHEAD_BYTES):
                 self._loop()
@@ -202,10 +209,15 @@ class Trainer:
             self.metrics.close()
         return self.progress
 
+    @property
+    def _stopped(self) -> bool:
+        """Whether evaluations got no better for too long."""
+        return 0 < self.options.patience <= self.progress.waited
+
     def _loop(self) -> None:
         options = self.options
         batches = self.schedule.batches(self.progress.step * self.per_step)
-        while self.progress.step < self.steps:
+        while self.progress.step < self.steps and not self._stopped:
             begin = time.perf_counter()
             update = self._step(list(itertools.islice(batches, self.per_step)))
             self.progress = replace(self.progress, step=self.progress.step + 1)
@@ -214,11 +226,8 @@ class Trainer:
             if last or (options.evaluate_every and self.progress.step % options.evaluate_every == 0):
                 self._evaluate_and_compare()
                 self._answer_samples()
-            stopped = 0 < options.patience <= self.progress.waited
-            if last or stopped or self.progress.step % options.save_every == 0:
+            if last or self._stopped or self.progress.step % options.save_every == 0:
                 self.save()
-            if stopped:
-                return
 
     def _step(self, batches: Sequence[tuple[int, Plan]]) -> Update:
         """Compute and apply one update."""

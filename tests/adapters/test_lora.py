@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_unflatten
+from safetensors import safe_open
 
 from macmoe.adapters.attach import (
     Adapter,
+    adaptable,
     apply,
     arrays_of,
     attach,
@@ -20,11 +24,11 @@ from macmoe.adapters.attach import (
     select,
     taken,
 )
-from macmoe.adapters.files import MARKER, WEIGHTS, read_adapter, save_adapter
+from macmoe.adapters.files import MARKER, WEIGHTS, read_adapter, save_adapter, write_arrays
 from macmoe.adapters.lora import ExpertLora, HeadLora, LoraSpec, decoded
 from macmoe.config import Quantization
 from macmoe.errors import CheckpointError, ConfigError, MacmoeError, UsageError
-from macmoe.nn.quantized import PACKED, ExpertLinear, HeadLinear, pack_modules
+from macmoe.nn.quantized import NVFP4_RANGE, PACKED, ExpertLinear, HeadLinear, pack_modules
 from macmoe.tuning.batch import Batch
 from macmoe.tuning.loss import loss_sums
 from tests.tuning.tiny import CONFIGS, EVERYTHING, adapted, build, randomize, samples
@@ -35,6 +39,7 @@ MODES = {
     "mxfp8": Quantization(group_size=32, bits=8, mode="mxfp8"),
     "affine": Quantization(group_size=32, bits=4, mode="affine"),
 }
+SCALED = {"nvfp4": Quantization(group_size=16, bits=4, mode="nvfp4", global_scale=True)}
 TOKENS = mx.array([[1, 5, 9, 2, 7, 7, 3, 4]])
 
 
@@ -47,6 +52,7 @@ def packed(name: str, how: Quantization) -> Any:
         if type(module) in PACKED
         and module.weight.shape[-1] % 32 == 0
         and not path.endswith(("gate", "router"))
+        and not (how.global_scale and path.endswith("embed_tokens"))
     }
     pack_modules(model, dict.fromkeys(plain, how))
     for path, weight in plain.items():
@@ -55,8 +61,16 @@ def packed(name: str, how: Quantization) -> Any:
             (f"{path}.{part}", array)
             for part, array in zip(("weight", "scales", "biases"), parts, strict=False)
         ]
+        if how.global_scale:
+            named.append((f"{path}.global_scale", mx.full(weight.shape[:-2], 0.8 * NVFP4_RANGE)))
         model.update(tree_unflatten(named))
     return model
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("mode", MODES | SCALED)
+def test_a_matrix_can_be_adapted_however_it_is_packed(name: str, mode: str):
+    assert adaptable(packed(name, (MODES | SCALED)[mode])).keys() == adaptable(build(name)).keys()
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -84,9 +98,9 @@ def test_only_factors_are_trainable_and_routers_are_frozen_unless_named(name: st
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", MODES | SCALED)
 def test_gradients_on_packed_bases_agree_with_finite_differences(name: str, mode: str):
-    model = packed(name, MODES[mode])
+    model = packed(name, (MODES | SCALED)[mode])
     adapters = adapted(model, EVERYTHING[:-1])
     batch = Batch.of([samples(2, longest=8)], 16)
 
@@ -175,7 +189,7 @@ def test_merged_matrices_compute_what_the_adapter_computes(name: str, options: d
 
 def test_rows_of_learned_length_need_no_decoded_matrix_in_a_step():
     mx.random.seed(3)
-    for how in (None, MODES["mxfp4"]):
+    for how in (None, MODES["mxfp4"], SCALED["nvfp4"]):
         model = build("gpt_oss") if how is None else packed("gpt_oss", how)
         adapters = adapted(model, ("*.layers.1.self_attn.[qo]_proj",), dora=True)
         for adapter in adapters.values():
@@ -207,6 +221,21 @@ def test_a_saved_adapter_comes_back_bit_equal(tmp_path: Path):
     back = read_adapter(tmp_path, "gpt_oss")
     assert back.specs == dict(adapter.specs)
     assert all(mx.array_equal(back.arrays[name], array) for name, array in adapter.arrays.items())
+
+
+def test_arrays_are_written_without_a_copy_in_memory(tmp_path: Path):
+    arrays = {"a": mx.arange(1_000_000, dtype=mx.float32).reshape(1000, 1000), "b": mx.ones((3, 2)).T}
+    mx.eval(arrays)
+    tracemalloc.start()
+    try:
+        write_arrays(tmp_path / WEIGHTS, arrays, {"kind": "test"})
+        assert tracemalloc.get_traced_memory()[1] < arrays["a"].nbytes / 10
+    finally:
+        tracemalloc.stop()
+    with safe_open(tmp_path / WEIGHTS, "np") as file:
+        assert file.metadata() == {"format": "mlx", "kind": "test"}
+        assert all(np.array_equal(file.get_tensor(name), np.array(array)) for name, array in arrays.items())
+    assert [path.name for path in tmp_path.iterdir()] == [WEIGHTS]
 
 
 def test_patterns_choose_matrices_and_ranks():

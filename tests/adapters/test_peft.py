@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from macmoe.adapters.attach import apply, arrays_of, attach, detach, put, select, taken
-from macmoe.adapters.lora import LoraSpec
+from macmoe.adapters.lora import LoraSpec, matrix_shape
 from macmoe.adapters.peft_export import CONFIG, WEIGHTS, export_peft
 from macmoe.adapters.peft_import import import_peft
 from macmoe.errors import MacmoeError, UsageError
@@ -212,13 +212,16 @@ def test_experts_one_by_one_match_peft_and_come_back(tmp_path: Path):
     assert all(mx.array_equal(back.arrays[name], array) for name, array in arrays_of(adapters).items())
 
 
-def test_only_one_of_the_two_expert_parameters_is_recognized(tmp_path: Path):
-    write_checkpoint(CONFIGS["gpt_oss"], tmp_path / "model")
-    case = Pair(name="gpt_oss", folder=tmp_path / "model")
-    for name in ("gate_up_proj", "down_proj"):
+@pytest.mark.parametrize("family", ["gpt_oss", "qwen3_moe"])
+def test_only_one_of_the_two_expert_parameters_is_recognized(tmp_path: Path, family: str):
+    write_checkpoint(CONFIGS[family], tmp_path / "model")
+    case = Pair(name=family, folder=tmp_path / "model")
+    one, other, both = (f"*.mlp.experts.{part}" for part in ("gate_up_proj", "down_proj", "*"))
+    mixed = tuple(pattern.replace("*.mlp", f"*.{i}.mlp") for i, pattern in enumerate((other, both)))
+    for number, targets in enumerate([(one,), (other,), mixed, mixed[::-1]]):
         model = case.model()
-        adapters = with_adapter(model, (f"*.layers.1.mlp.experts.{name}",))
-        folder = case.exported(model, tmp_path / name)
+        adapters = with_adapter(model, targets)
+        folder = case.exported(model, tmp_path / str(number))
         tokens = np.random.default_rng(3).integers(0, 96, (2, 12))
         found = torch_logits(PeftModel.from_pretrained(case.torch(), folder).eval(), tokens)
         assert np.abs(found - np.array(model(mx.array(tokens)))).max() <= LOGITS
@@ -243,6 +246,34 @@ def test_what_cannot_be_taken_over_is_refused_by_name(tmp_path: Path, setting: s
     (tmp_path / CONFIG).write_text(json.dumps(config))
     with pytest.raises(UsageError, match=setting):
         import_peft(tmp_path, tiny("qwen3"), "qwen3")
+
+
+LENGTHS = {  # inputs and outputs of a matrix whose rows cannot have lengths here
+    "self_attn.kv_b_proj": (16, 4 * (8 + 12)),
+    "mlp.experts": (32, 48),
+    "mlp.experts.{}.down_proj": (24, 32),
+}
+
+
+@pytest.mark.parametrize("matrix", LENGTHS)
+def test_lengths_of_what_is_no_linear_layer_here_are_refused(tmp_path: Path, matrix: str):
+    model = tiny("deepseek_v3")
+    assert matrix_shape(model.model.layers[1].self_attn.k_up_proj) == (4, 8, 16)
+    inputs, outputs = LENGTHS[matrix]
+    rows = 2 * (8 if matrix == "mlp.experts" else 1)  # all experts at once, with all their ranks
+    arrays = {
+        "lora_A.weight": torch.zeros(rows, inputs),
+        "lora_B.weight": torch.zeros(outputs, rows),
+        "lora_magnitude_vector": torch.ones(outputs),
+    }
+    names = {matrix.format(expert) for expert in range(8)}
+    where = "base_model.model.model.layers.1"
+    tensors = {f"{where}.{name}.{key}": array.clone() for name in names for key, array in arrays.items()}
+    save_file(tensors, tmp_path / WEIGHTS)
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "use_dora": True}
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(UsageError, match="DoRA is defined for plain linear layers only"):
+        import_peft(tmp_path, model, "deepseek_v3")
 
 
 def test_tensors_of_another_model_are_refused(tmp_path: Path):

@@ -11,9 +11,12 @@ import pytest
 from macmoe.adapters.attach import Adapter
 from macmoe.adapters.files import read_arrays, save_adapter
 from macmoe.adapters.lora import LoraSpec
+from macmoe.converted import ready
 from macmoe.location import find_model
 from macmoe.session import load_model
 from macmoe.tuning.metrics import METRICS
+from macmoe_converters.conversion import Conversion
+from tests.conftest import ROOT
 
 SHORT = ("--max-length", "128", "--steps", "2", "--warmup", "0", "--learning-rate", "0.02")
 
@@ -56,6 +59,35 @@ def test_a_run_goes_on_only_when_asked_to(macmoe, data: str, tmp_path: Path):
     assert again.exit_code == 1
     assert "resume it" in again.stderr
     assert macmoe(*run, "--resume").exit_code == 0
+
+
+def test_an_output_that_exists_is_refused_before_anything_is_loaded(
+    macmoe, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = ("lora", "train", *TINY, "--data", data, "--out", str(tmp_path), *SHORT)
+    assert macmoe(*run).exit_code == 0
+    for name in ("macmoe.load", "macmoe.tuning.run.load", "macmoe.tuning.run.prepare"):
+        monkeypatch.setattr(name, lambda *_: pytest.fail("something is loaded"))
+    fuse = ("lora", "fuse", str(tmp_path), *TINY, "--out", str(tmp_path))
+    for command, words in ((run, "holds a run already"), (fuse, "exists already")):
+        again = macmoe(*command)
+        assert (again.exit_code, again.stdout) == (1, "")
+        assert words in again.stderr
+
+
+def test_a_run_does_not_go_on_with_another_base_or_length(macmoe, data: str, tmp_path: Path):
+    packed = str(tmp_path / "packed")
+    hub = str(ROOT / "tests" / "assets" / "hub" / "qwen3")
+    assert macmoe("convert", hub, "--quantize", "4bit", "--out", packed).exit_code == 0
+    run = ("lora", "train", "--data", data, "--out", str(tmp_path / "run"), *SHORT)
+    assert macmoe(*run, "--model", "tiny:qwen3").exit_code == 0
+    for changed, what in (
+        (("--model", packed), "base model"),
+        (("--model", "tiny:qwen3", "--max-length", "64"), "places of a row"),
+    ):
+        other = macmoe(*run, *changed, "--resume")
+        assert other.exit_code == 1
+        assert f"this run had {what} = " in other.stderr
 
 
 def test_plan_counts_and_refuses(macmoe, data: str):
@@ -153,6 +185,29 @@ def test_an_adapter_for_another_model_or_of_another_shape_is_one_line(macmoe, tm
         assert not (tmp_path / "fused").exists()
 
 
+def test_a_model_that_was_converted_before_is_fused_from_its_conversion(
+    macmoe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MACMOE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MACMOE_CACHE_FROM", "0")
+    hub = ROOT / "tests" / "assets" / "hub" / "qwen3"
+    outputs, inputs = load_model(ready(hub))[1].model.layers[0].self_attn.q_proj.weight.shape
+    adapter = save(tmp_path / "adapter", {"lora_a": (2, inputs), "lora_b": (outputs, 2)})
+    monkeypatch.setattr(Conversion, "tensors", lambda _: pytest.fail("it is converted again"))
+    run = macmoe("lora", "fuse", str(adapter), "--model", str(hub), "--out", str(tmp_path / "fused"))
+    assert run.exit_code == 0, run.stderr
+
+
+def test_a_fusion_measured_on_no_text_is_refused_in_one_line(macmoe, tmp_path: Path):
+    outputs, inputs = load_model(find_model("tiny:qwen3"))[1].model.layers[0].self_attn.q_proj.weight.shape
+    adapter = save(tmp_path / "adapter", {"lora_a": (2, inputs), "lora_b": (outputs, 2)})
+    out = tmp_path / "fused"
+    run = macmoe("lora", "fuse", str(adapter), *TINY, "--out", str(out), "--text", "")
+    assert (run.exit_code, run.stdout) == (1, "")
+    assert run.stderr.startswith("error: a text to measure on is empty")
+    assert not out.exists()
+
+
 def test_a_folder_that_is_no_adapter_is_one_line(macmoe, tmp_path: Path):
     result = macmoe("generate", "--adapter", str(tmp_path), "hello")
     assert result.exit_code == 1
@@ -164,14 +219,6 @@ def test_help_of_every_command(macmoe, name: str):
     result = macmoe("lora", name, "--help")
     assert result.exit_code == 0
     assert result.stdout.startswith(f"Usage: macmoe lora {name}")
-
-
-def test_help_of_train_shows_an_example_that_works(macmoe, data: str, tmp_path: Path):
-    lines = macmoe("lora", "train", "--help").stdout.splitlines()
-    example = next(line for line in lines if line.startswith("  macmoe lora train --model")).split()[1:]
-    given = {"chats.jsonl": data, "adapters/chats": str(tmp_path / "adapter")}
-    result = macmoe(*(given.get(word, word) for word in example), "--max-length", "64", "--steps", "1")
-    assert result.exit_code == 0, result.stderr
 
 
 def test_samples_are_answered_in_both_modes_at_every_evaluation(macmoe, tmp_path: Path):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
 
+from macmoe.tuning.config import RunOptions
+from macmoe.tuning.prepare import DataOptions
+from macmoe.tuning.run import open_run
 from tests.tuning.builders import write_lines
 
 THINKS = {"prompt": "What is 3 + 4?", "completion": "The answer is 7.", "reasoning": "3+4=7"}
@@ -67,6 +71,14 @@ def test_preview_writes_json(macmoe, data):
     assert found["packing"]["used"] == found["tokens"]["sample"]["total"] - 2
     assert len(found["shown"]) == 1
     assert any("would not fit" in line for line in found["notes"])
+
+
+def test_preview_packs_as_the_run_does(macmoe, data, tmp_path):
+    options = DataOptions(data=data, max_length=40)
+    run = RunOptions(model="tiny:qwen3", data=options, out=tmp_path / "run")
+    fill = open_run(run, print)[0].schedule.fill()
+    found = macmoe("lora", "preview", data, "--max-length", "40", "--json")
+    assert json.loads(found.stdout)["train"]["packing"] == {**asdict(fill), "share": fill.share}
 
 
 def test_preview_shows_both_splits_and_the_mix(macmoe, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 
 import macmoe
 from macmoe.chat import Message
+from macmoe.chat.format import EFFORT_BUDGETS
 from macmoe.errors import DatasetError, UsageError
 from macmoe.sampling import SamplingOptions
 from macmoe.tuning import replies
@@ -164,6 +165,43 @@ def test_questions_asked_together_get_the_replies_they_get_alone(name):
         assert texts == [reply.reasoning, reply.answer]
         assert reply.complete == (events[-1].stop_reason == "stop")
         assert reply.thinking_tokens == events[-1].thinking_tokens
+
+
+@pytest.mark.parametrize("name", ["tiny:qwen3", "tiny:deepseek-v3"])
+def test_a_level_of_thinking_is_closed_in_a_batch_as_it_is_alone(name, monkeypatch):
+    monkeypatch.setitem(EFFORT_BUDGETS, "low", 5)
+    monkeypatch.setitem(EFFORT_BUDGETS, "medium", 9)
+    session = macmoe.load(name)
+    modes = ("low", "on", "medium", "off", "high")
+    asked = [
+        Question(messages=(Message("user", question.text),), thinking=mode)
+        for question, mode in zip(exam("levels", 8)[:5], modes, strict=True)
+    ]
+    cut = []
+    for question, reply in zip(asked, ask(session, asked, SamplingOptions(), 200), strict=True):
+        *events, stats = session.generate(question.messages, thinking=question.thinking, temperature=0)
+        texts = [
+            "".join(e.text for e in events if isinstance(e, kind))
+            for kind in (macmoe.ThinkingText, macmoe.AnswerText)
+        ]
+        assert [reply.reasoning, reply.answer, reply.thinking_tokens] == [*texts, stats.thinking_tokens]
+        assert reply.complete
+        cut.append(stats.thinking_cut)
+    assert cut == [True, False, True, False, False]
+
+
+@pytest.mark.parametrize("name", ["tiny:qwen3", "tiny:gpt-oss", "tiny:deepseek-v3"])
+def test_prompts_of_a_batch_are_read_in_chunks_of_bounded_size(name, monkeypatch):
+    session = macmoe.load(name)
+    texts = ["What is 17 + 25?", " ".join(["What is 347 + 586?"] * 8), "What is 3 + 4?"]
+    asked = [Question(messages=(Message("user", text),), thinking="on") for text in texts]
+    at_once = ask(session, asked, SamplingOptions(), 20)
+    kind, sizes = type(session.model), []
+    hidden = kind.hidden
+    monkeypatch.setattr(kind, "hidden", lambda self, x, *a: sizes.append(x.size) or hidden(self, x, *a))
+    monkeypatch.setattr("macmoe.generate.prefill_chunk", lambda _: 12)
+    assert ask(session, asked, SamplingOptions(), 20) == at_once
+    assert max(sizes) == 12
 
 
 def test_the_examination_counts_modes_and_right_answers(session, questions):

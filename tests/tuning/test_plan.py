@@ -87,6 +87,7 @@ WRONG = {
     "learning_rate = 1e-3": ("learning_rate = -1", "above 0"),
     "rank = 2": ("rank = 'two'", "rank is 'two'"),
     'model = "tiny:qwen3"': ("", "'model' is missing"),
+    "epochs = 3\n": ("final_share = 1.5\n", "final_share is 1.5; it has to lie between 0 and 1"),
     "[train]": ("[train", "cannot be read as TOML"),
 }
 

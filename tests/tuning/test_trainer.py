@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import resource
 import signal
@@ -24,8 +25,8 @@ from macmoe.errors import CheckpointError, DatasetError, UsageError
 from macmoe.tuning.batch import ANSWER, PROMPT, Batch, Sample
 from macmoe.tuning.config import TrainOptions
 from macmoe.tuning.loss import loss_sums
-from macmoe.tuning.metrics import METRICS
-from macmoe.tuning.run_state import STATE
+from macmoe.tuning.metrics import METRICS, PICTURE, Metrics
+from macmoe.tuning.run_state import STATE, RunState
 from macmoe.tuning.trainer import BEST, TrainData, Trainer
 from tests.conftest import ROOT
 from tests.tuning.tiny import CONFIGS, EVERYTHING, build, randomize, samples
@@ -95,6 +96,13 @@ def test_a_resumed_run_ends_bit_equal_to_one_that_was_not_interrupted(tmp_path: 
     assert same(factors(whole), factors(second))
     ours, theirs = ([without_times(line) for line in run.metrics.lines()] for run in (whole, second))
     assert ours == theirs
+
+
+def test_a_run_killed_before_its_first_saving_leaves_no_metrics_to_the_next(tmp_path: Path):
+    (tmp_path / METRICS).write_text('{"step": 1, "loss": 9.0}\n{"step": 2, "lo')  # cut by the kill
+    run = trainer("qwen3", tmp_path, steps=2)
+    run.run()
+    assert [line["step"] for line in run.metrics.lines() if "loss" in line] == [1, 2]
 
 
 def without_times(line: dict[str, Any]) -> dict[str, Any]:
@@ -199,9 +207,14 @@ def test_a_loss_that_is_no_number_names_the_samples_and_keeps_what_was_saved(tmp
 
 
 def test_training_stops_when_evaluations_get_no_better_and_keeps_the_best(tmp_path: Path):
-    run = trainer("qwen3", tmp_path, steps=40, evaluate_every=1, patience=2, learning_rate=0.2, warmup=0)
+    settings = {"steps": 40, "evaluate_every": 3, "patience": 1, "learning_rate": 0.2, "warmup": 0}
+    run = trainer("qwen3", tmp_path, **settings)
     progress = run.run()
     assert progress.step < 40
+    again = trainer("qwen3", tmp_path, **settings)
+    again.resume()
+    assert again.run() == progress
+    assert same(factors(again), factors(run))
     lines = [line for line in run.metrics.lines() if "valid_loss" in line]
     assert progress.best == min(line["valid_loss"] for line in lines) < lines[-1]["valid_loss"]
     model = run.model
@@ -219,8 +232,25 @@ def test_a_run_with_other_settings_or_data_does_not_go_on(tmp_path: Path):
     other.train_data = data_of(samples(12, seed=9))
     with pytest.raises(UsageError, match="data"):
         other.resume()
+    other = trainer("qwen3", tmp_path, steps=2)
+    other.valid_data = data_of(samples(3, seed=9))
+    with pytest.raises(UsageError, match="validation data"):
+        other.resume()
+    other = trainer("qwen3", tmp_path, steps=2)
+    other.train_data = dataclasses.replace(other.train_data, row_length=64)
+    with pytest.raises(UsageError, match="places of a row = 32, not 64"):
+        other.resume()
     with pytest.raises(UsageError, match="resume it"):
         trainer("qwen3", tmp_path, steps=2).run()
+
+
+def test_a_run_of_an_earlier_macmoe_is_refused_in_one_line(tmp_path: Path):
+    run = trainer("qwen3", tmp_path, steps=2)
+    run.run()
+    earlier = {name: value for name, value in run.identity.items() if name != "base model"}
+    dataclasses.replace(RunState.load(tmp_path, earlier), identity=earlier).save(tmp_path)
+    with pytest.raises(UsageError, match="did not note the base model of this run"):
+        trainer("qwen3", tmp_path, steps=2).resume()
 
 
 def test_a_damaged_or_missing_state_is_one_line(tmp_path: Path):
@@ -256,11 +286,11 @@ def test_files_that_may_not_grow_are_one_line_and_what_was_saved_goes_on(tmp_pat
         resource.RLIMIT_FSIZE, (limits.get(line["step"], hard), hard)
     )
     try:
-        with pytest.raises(CheckpointError, match=r"too large.*unharmed"):
+        with pytest.raises(CheckpointError, match=r"Unable to write.*unharmed"):
             run.run()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-    assert not list(out.glob(".*partial"))
+    assert not list(out.glob(".*partial*"))
     again = trainer("qwen3", out, steps=4, save_every=1)
     again.resume()
     assert again.progress.step == 1
@@ -279,6 +309,17 @@ def test_metrics_are_json_lines_with_losses_apart(tmp_path: Path):
     lines = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
     assert {"loss", "thinking_loss", "answer_loss", "learning_rate", "gradient_norm"} <= lines[0].keys()
     assert lines[1]["perplexity"] == pytest.approx(np.exp(lines[1]["valid_loss"]))
+
+
+def test_a_picture_takes_one_look_at_the_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = trainer("qwen3", tmp_path, steps=1)
+    run.run()
+    (tmp_path / PICTURE).unlink()
+    looks = []
+    monkeypatch.setattr(Metrics, "lines", lambda _: looks.append(1) or [{"step": 1, "loss": 2.0}])
+    run.metrics.draw()
+    assert len(looks) == 1
+    assert (tmp_path / PICTURE).read_bytes().startswith(b"\x89PNG")
 
 
 SHARED = """
