@@ -121,6 +121,7 @@ class Answer:
         self._parser = parser
         self._limits = limits
         self._closing = closing
+        self._positions = model.config.max_position_embeddings
         self._generated = self._thought = self._answered = 0
         self._stopped = self._cut = False
         self._last = 0  # the newest token, which the model has not processed yet
@@ -205,6 +206,8 @@ class Answer:
         reused = len(held.tokens)
         while True:
             if self._must_close:
+                if len(held.tokens) + len(pending) + len(self._closing) > self._positions:
+                    break  # no answer could follow
                 yield from self._close()
                 pending += self._closing
             yield from self._generate(held, pending, sampler, None if self._generated else progress)

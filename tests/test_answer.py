@@ -7,7 +7,7 @@ from macmoe.chat.events import AnswerText, ThinkingText
 from macmoe.chat.messages import Message
 from macmoe.errors import UsageError
 from macmoe.sampling import Sampler, SamplingOptions
-from tests.scripted import ScriptedModel
+from tests.scripted import Config, ScriptedModel
 
 THOUGHT = "the capital is Paris, I think; yes, the capital of France is Paris. "
 REPLY = "The answer is Paris."
@@ -64,6 +64,18 @@ def test_a_budget_is_exact(model, budget):
     assert reply == REPLY
     assert THOUGHT.startswith(thinking.partition("Considering")[0].strip("\n"))
     assert stats.stop_reason == "stop"
+
+
+@pytest.mark.parametrize("budget", [0, 3])
+def test_a_budget_that_the_context_leaves_no_room_to_close_ends_the_answer(model, budget, monkeypatch):
+    positions = len(model.prompt)
+    for room in range(budget + len(model.closing) + 1):
+        monkeypatch.setattr(model, "config", Config(model.config.vocab_size, positions + room))
+        thinking, reply, stats = model.answer(budget)
+        assert stats.stop_reason == "length"
+        assert stats.generated_tokens <= room + 1
+        assert THOUGHT.startswith(thinking.partition("Considering")[0].strip("\n"))
+        assert stats.thinking_cut or not reply
 
 
 def test_a_budget_that_is_not_reached_changes_nothing(model):
