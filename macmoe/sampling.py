@@ -12,6 +12,8 @@ import mlx.core as mx
 from macmoe.constraint import WordConstraint
 from macmoe.errors import UsageError
 
+SEEDS = 2**64  # how many MLX has
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingOptions:
@@ -22,7 +24,7 @@ class SamplingOptions:
         top_k: Keep this many most probable tokens; 0 keeps all.
         top_p: Keep the most probable tokens that together reach this probability; 1 keeps all.
         min_p: Drop tokens less probable than this share of the most probable one; 0 drops none.
-        seed: Makes the choice reproducible; None draws a seed.
+        seed: Makes the choice reproducible, at least 0 and below `SEEDS`; None draws a seed.
     """
 
     temperature: float = 0.0
@@ -38,6 +40,7 @@ class SamplingOptions:
             "top_k": (self.top_k >= 0, "at least 0 (0 keeps every token)"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
             "min_p": (0 <= self.min_p <= 1, "from 0 to 1"),
+            "seed": (self.seed is None or 0 <= self.seed < SEEDS, "from 0 to 2**64 - 1"),
         }
         for name, (valid, range_) in limits.items():
             if not valid:

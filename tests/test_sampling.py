@@ -84,6 +84,11 @@ def test_a_seed_reproduces_the_choices_and_another_seed_changes_them():
     assert draw(7) != draw(8)
 
 
+@pytest.mark.parametrize("seed", [0, 2**64 - 1])
+def test_the_first_and_the_last_seed_are_usable(seed):
+    assert Sampler(SamplingOptions(temperature=1.0, seed=seed))(mx.zeros((1, VOCAB)))[0].shape == (1,)
+
+
 def test_without_a_seed_the_drawn_seed_reproduces_the_run():
     logits = mx.array(random_logits(3))
     first = Sampler(SamplingOptions(temperature=1.0))
@@ -109,7 +114,16 @@ def test_samples_follow_the_distribution():
 
 @pytest.mark.parametrize(
     "options",
-    [{"temperature": -0.1}, {"top_p": 0.0}, {"top_p": 1.1}, {"min_p": -0.5}, {"min_p": 2.0}, {"top_k": -1}],
+    [
+        {"temperature": -0.1},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"min_p": -0.5},
+        {"min_p": 2.0},
+        {"top_k": -1},
+        {"seed": -1},
+        {"seed": 2**64},
+    ],
 )
 def test_meaningless_options_are_refused(options):
     name = next(iter(options))
