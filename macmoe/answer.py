@@ -111,7 +111,7 @@ class Answer:
         model: The model.
         parser: Makes events of token ids.
         limits: Where the answer ends.
-        closing: Token ids that make the model end its thinking.
+        closing: Token ids that make the model end its thinking; none: no budget can.
     """
 
     def __init__(
@@ -130,7 +130,8 @@ class Answer:
     @property
     def _must_close(self) -> bool:
         budget = self._limits.thinking
-        return budget is not None and self._parser.thinking and self._thought >= budget
+        spent = budget is not None and self._parser.thinking and self._thought >= budget
+        return spent and bool(self._closing)
 
     @property
     def _complete(self) -> bool:
