@@ -62,14 +62,17 @@ def keep_top_k(logprobs: mx.array, top_k: int) -> mx.array:
 
 
 def keep_top_p(logprobs: mx.array, top_p: float) -> mx.array:
-    """Keep the fewest entries of [batch, vocab] whose probabilities sum to `top_p` (arXiv 1904.09751)."""
+    """Keep the fewest entries of [batch, vocab] whose probabilities sum to `top_p` (arXiv 1904.09751).
+
+    Ties with the last one stay, as in `keep_top_k`: the order of the vocabulary need not be restored.
+    """
     if top_p >= 1:
         return logprobs
-    order = mx.argsort(logprobs, axis=-1)  # ascending
-    probabilities = mx.softmax(mx.take_along_axis(logprobs, order, axis=-1), axis=-1)
-    dropped = mx.cumsum(probabilities, axis=-1) <= 1 - top_p
+    ascending = mx.sort(logprobs, axis=-1)
+    dropped = mx.cumsum(mx.softmax(ascending, axis=-1), axis=-1) <= 1 - top_p
     dropped[..., -1] = False
-    return mx.where(mx.take_along_axis(dropped, mx.argsort(order, axis=-1), axis=-1), -mx.inf, logprobs)
+    smallest = mx.where(dropped, mx.inf, ascending).min(axis=-1, keepdims=True)
+    return mx.where(logprobs < smallest, -mx.inf, logprobs)
 
 
 def keep_min_p(logprobs: mx.array, min_p: float) -> mx.array:

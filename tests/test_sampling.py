@@ -46,6 +46,25 @@ def test_top_p_against_transformers(seed, top_p):
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.floats(0.01, 0.99))
+def test_top_p_keeps_what_transformers_keeps_and_its_ties(seed, top_p):
+    from transformers import TopPLogitsWarper
+
+    logits = random_logits(seed).round()
+    reference = warped(TopPLogitsWarper(top_p), logits)
+    smallest = np.where(np.isinf(reference), np.inf, reference).min(axis=-1, keepdims=True)
+    np.testing.assert_array_equal(
+        np.array(keep_top_p(mx.array(logits), top_p)), np.where(logits < smallest, -np.inf, logits)
+    )
+
+
+@pytest.mark.parametrize("top_p", [1e-12, 1 - 1e-12])
+def test_top_p_keeps_the_best_and_never_what_another_cut_dropped(top_p):
+    kept = np.array(keep_top_p(keep_top_k(mx.array(random_logits(4)), 5), top_p))
+    assert all(1 <= count <= 5 for count in np.isfinite(kept).sum(axis=-1))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0.01, 0.99))
 def test_min_p_against_transformers(seed, min_p):
     from transformers import MinPLogitsWarper
 
