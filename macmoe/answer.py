@@ -111,7 +111,7 @@ class Answer:
         model: The model.
         parser: Makes events of token ids.
         limits: Where the answer ends.
-        closing: Token ids that make the model end its thinking.
+        closing: Token ids that make the model end its thinking; none: no budget can.
     """
 
     def __init__(
@@ -121,6 +121,7 @@ class Answer:
         self._parser = parser
         self._limits = limits
         self._closing = closing
+        self._positions = model.config.max_position_embeddings
         self._generated = self._thought = self._answered = 0
         self._stopped = self._cut = False
         self._last = 0  # the newest token, which the model has not processed yet
@@ -129,7 +130,8 @@ class Answer:
     @property
     def _must_close(self) -> bool:
         budget = self._limits.thinking
-        return budget is not None and self._parser.thinking and self._thought >= budget
+        spent = budget is not None and self._parser.thinking and self._thought >= budget
+        return spent and bool(self._closing)
 
     @property
     def _complete(self) -> bool:
@@ -205,6 +207,8 @@ class Answer:
         reused = len(held.tokens)
         while True:
             if self._must_close:
+                if len(held.tokens) + len(pending) + len(self._closing) > self._positions:
+                    break  # no answer could follow
                 yield from self._close()
                 pending += self._closing
             yield from self._generate(held, pending, sampler, None if self._generated else progress)

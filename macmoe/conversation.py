@@ -207,7 +207,7 @@ def _message(events: Sequence[Event | Stats], earlier_calls: int) -> Message:
         "".join(event.text for event in events if isinstance(event, kind))
         for kind in (ThinkingText, CommentaryText, AnswerText)
     )
-    content = commentary + answer if calls else answer or commentary
+    content = "\n\n".join(filter(None, (commentary, answer)))
     return Message("assistant", content, reasoning=thinking or None, tool_calls=calls)
 
 

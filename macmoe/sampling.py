@@ -12,6 +12,8 @@ import mlx.core as mx
 from macmoe.constraint import WordConstraint
 from macmoe.errors import UsageError
 
+SEEDS = 2**64  # how many MLX has
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingOptions:
@@ -22,7 +24,7 @@ class SamplingOptions:
         top_k: Keep this many most probable tokens; 0 keeps all.
         top_p: Keep the most probable tokens that together reach this probability; 1 keeps all.
         min_p: Drop tokens less probable than this share of the most probable one; 0 drops none.
-        seed: Makes the choice reproducible; None draws a seed.
+        seed: Makes the choice reproducible, at least 0 and below `SEEDS`; None draws a seed.
     """
 
     temperature: float = 0.0
@@ -38,6 +40,7 @@ class SamplingOptions:
             "top_k": (self.top_k >= 0, "at least 0 (0 keeps every token)"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
             "min_p": (0 <= self.min_p <= 1, "from 0 to 1"),
+            "seed": (self.seed is None or 0 <= self.seed < SEEDS, "from 0 to 2**64 - 1"),
         }
         for name, (valid, range_) in limits.items():
             if not valid:
@@ -59,14 +62,17 @@ def keep_top_k(logprobs: mx.array, top_k: int) -> mx.array:
 
 
 def keep_top_p(logprobs: mx.array, top_p: float) -> mx.array:
-    """Keep the fewest entries of [batch, vocab] whose probabilities sum to `top_p` (arXiv 1904.09751)."""
+    """Keep the fewest entries of [batch, vocab] whose probabilities sum to `top_p` (arXiv 1904.09751).
+
+    Ties with the last one stay, as in `keep_top_k`: the order of the vocabulary need not be restored.
+    """
     if top_p >= 1:
         return logprobs
-    order = mx.argsort(logprobs, axis=-1)  # ascending
-    probabilities = mx.softmax(mx.take_along_axis(logprobs, order, axis=-1), axis=-1)
-    dropped = mx.cumsum(probabilities, axis=-1) <= 1 - top_p
+    ascending = mx.sort(logprobs, axis=-1)
+    dropped = mx.cumsum(mx.softmax(ascending, axis=-1), axis=-1) <= 1 - top_p
     dropped[..., -1] = False
-    return mx.where(mx.take_along_axis(dropped, mx.argsort(order, axis=-1), axis=-1), -mx.inf, logprobs)
+    smallest = mx.where(dropped, mx.inf, ascending).min(axis=-1, keepdims=True)
+    return mx.where(logprobs < smallest, -mx.inf, logprobs)
 
 
 def keep_min_p(logprobs: mx.array, min_p: float) -> mx.array:

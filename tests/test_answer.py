@@ -7,7 +7,7 @@ from macmoe.chat.events import AnswerText, ThinkingText
 from macmoe.chat.messages import Message
 from macmoe.errors import UsageError
 from macmoe.sampling import Sampler, SamplingOptions
-from tests.scripted import ScriptedModel
+from tests.scripted import Config, ScriptedModel
 
 THOUGHT = "the capital is Paris, I think; yes, the capital of France is Paris. "
 REPLY = "The answer is Paris."
@@ -22,14 +22,13 @@ class Thinker(ScriptedModel):
         answer = Message("assistant", REPLY, reasoning=THOUGHT if thinks else None)
         self.prompt, self.script = self.learn([Message("user", "Which?")], answer, thinking=self.thinking)
 
-    def answer(self, budget=None, max_tokens=500, limits=None):
+    def answer(self, budget=None, max_tokens=500, limits=None, closing=None):
         segments = self.chat.render([Message("user", "Which?")], thinking=self.thinking)
         parser = self.chat.parser(self.tokenizer, self.chat.start_of(segments))
         limits = limits or {"tokens": max_tokens, "thinking": budget}
         limits = Limits(stop_ids=self.chat.stop_ids(self.tokenizer), **limits)
-        events = list(
-            Answer(self, parser, limits, self.closing).events(self.prompt, Sampler(SamplingOptions()))
-        )
+        answer = Answer(self, parser, limits, self.closing if closing is None else closing)
+        events = list(answer.events(self.prompt, Sampler(SamplingOptions())))
         thinking = "".join(event.text for event in events if isinstance(event, ThinkingText))
         reply = "".join(event.text for event in events if isinstance(event, AnswerText))
         return thinking, reply, events[-1]
@@ -64,6 +63,33 @@ def test_a_budget_is_exact(model, budget):
     assert reply == REPLY
     assert THOUGHT.startswith(thinking.partition("Considering")[0].strip("\n"))
     assert stats.stop_reason == "stop"
+
+
+@pytest.mark.parametrize("budget", [0, 3])
+def test_a_budget_that_the_context_leaves_no_room_to_close_ends_the_answer(model, budget, monkeypatch):
+    positions = len(model.prompt)
+    for room in range(budget + len(model.closing) + 1):
+        monkeypatch.setattr(model, "config", Config(model.config.vocab_size, positions + room))
+        thinking, reply, stats = model.answer(budget)
+        assert stats.stop_reason == "length"
+        assert stats.generated_tokens <= room + 1
+        assert THOUGHT.startswith(thinking.partition("Considering")[0].strip("\n"))
+        assert stats.thinking_cut or not reply
+
+
+def test_a_budget_changes_nothing_where_thinking_cannot_be_closed(model, monkeypatch):
+    processed, hidden = [], model.hidden
+
+    def watched(tokens, cache):
+        processed.append(tokens)
+        return hidden(tokens, cache)
+
+    monkeypatch.setattr(model, "hidden", watched)
+    free, passes = model.answer(), len(processed)
+    thinking, reply, stats = model.answer(2, closing=[])
+    assert (thinking, reply) == free[:2]
+    assert not stats.thinking_cut
+    assert len(processed) == 2 * passes
 
 
 def test_a_budget_that_is_not_reached_changes_nothing(model):

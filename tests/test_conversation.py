@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import macmoe
-from macmoe.chat.events import AnswerText, ThinkingText, ToolCallEvent
+from macmoe.chat.events import AnswerText, CommentaryText, ThinkingText, ToolCallEvent
 from macmoe.chat.messages import Message, ToolCall
 from macmoe.conversation import NO_RESULT, Conversation, Settings
 from macmoe.errors import ChatFormatError, UsageError
@@ -174,6 +174,14 @@ def test_settings_and_history_reach_the_model():
         Message("user", "two"),
     ]
     assert (arguments["system"], arguments["thinking"], arguments["temperature"]) == ("Be brief.", "low", 0.5)
+
+
+def test_commentary_stays_in_the_history_with_calls_and_without():
+    said, call = CommentaryText("I will look."), ToolCallEvent("f", {}, "{}")
+    chat, _ = scripted_chat([[said, AnswerText("It is "), AnswerText("42.")], [said], [said, call]])
+    ask(chat, "one", "two", "three")
+    written = [message.content for message in chat.messages if message.role == "assistant"]
+    assert written == ["I will look.\n\nIt is 42.", "I will look.", "I will look."]
 
 
 def test_a_stopped_answer_keeps_what_was_written():

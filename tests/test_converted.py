@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +13,7 @@ from macmoe.checkpoint import is_macmoe_folder
 from macmoe.errors import CheckpointError, UsageError
 from macmoe.location import ASSETS, cache_folder
 from macmoe_converters.draft import draft_folder
+from macmoe_converters.sink import HEADROOM
 from tests.assets.build import HUB
 
 
@@ -31,6 +33,11 @@ def source(tmp_path):
     for path in (HUB / "qwen3").iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     return folder
+
+
+def leave(monkeypatch, free):
+    """Let every disk have so many free bytes."""
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
 
 
 def test_model_is_converted_once(cache, source):
@@ -76,6 +83,19 @@ def test_stopped_conversion_is_continued(cache, source):
     assert [entry.finished for entry in converted.entries()] == [True]
 
 
+def test_stopped_conversion_needs_room_for_the_rest_only(cache, source, monkeypatch):
+    def stop_late(done, total):
+        if done > 0.8 * total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        converted.ready(source, stop_late)
+    (entry,) = converted.entries()
+    rest = (source / "model.safetensors").stat().st_size - entry.nbytes
+    leave(monkeypatch, rest + HEADROOM + 10_000)
+    assert converted.ready(source) == cache / entry.name
+
+
 def test_nothing_is_kept_of_small_models_or_where_it_is_not_wanted(cache, source, monkeypatch):
     monkeypatch.delenv("MACMOE_CACHE_FROM")
     assert converted.ready(source) == source
@@ -93,7 +113,7 @@ def test_macmoe_folder_is_ready():
 
 @pytest.mark.usefixtures("cache")
 def test_full_disk_is_no_reason_not_to_load(source, monkeypatch, caplog):
-    monkeypatch.setattr("macmoe_converters.conversion.free_bytes", lambda _: 1000)
+    leave(monkeypatch, 1000)
     assert converted.ready(source) == source
     assert "has no room" in caplog.text
 

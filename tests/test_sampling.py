@@ -46,6 +46,25 @@ def test_top_p_against_transformers(seed, top_p):
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.floats(0.01, 0.99))
+def test_top_p_keeps_what_transformers_keeps_and_its_ties(seed, top_p):
+    from transformers import TopPLogitsWarper
+
+    logits = random_logits(seed).round()
+    reference = warped(TopPLogitsWarper(top_p), logits)
+    smallest = np.where(np.isinf(reference), np.inf, reference).min(axis=-1, keepdims=True)
+    np.testing.assert_array_equal(
+        np.array(keep_top_p(mx.array(logits), top_p)), np.where(logits < smallest, -np.inf, logits)
+    )
+
+
+@pytest.mark.parametrize("top_p", [1e-12, 1 - 1e-12])
+def test_top_p_keeps_the_best_and_never_what_another_cut_dropped(top_p):
+    kept = np.array(keep_top_p(keep_top_k(mx.array(random_logits(4)), 5), top_p))
+    assert all(1 <= count <= 5 for count in np.isfinite(kept).sum(axis=-1))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0.01, 0.99))
 def test_min_p_against_transformers(seed, min_p):
     from transformers import MinPLogitsWarper
 
@@ -84,6 +103,11 @@ def test_a_seed_reproduces_the_choices_and_another_seed_changes_them():
     assert draw(7) != draw(8)
 
 
+@pytest.mark.parametrize("seed", [0, 2**64 - 1])
+def test_the_first_and_the_last_seed_are_usable(seed):
+    assert Sampler(SamplingOptions(temperature=1.0, seed=seed))(mx.zeros((1, VOCAB)))[0].shape == (1,)
+
+
 def test_without_a_seed_the_drawn_seed_reproduces_the_run():
     logits = mx.array(random_logits(3))
     first = Sampler(SamplingOptions(temperature=1.0))
@@ -109,7 +133,16 @@ def test_samples_follow_the_distribution():
 
 @pytest.mark.parametrize(
     "options",
-    [{"temperature": -0.1}, {"top_p": 0.0}, {"top_p": 1.1}, {"min_p": -0.5}, {"min_p": 2.0}, {"top_k": -1}],
+    [
+        {"temperature": -0.1},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"min_p": -0.5},
+        {"min_p": 2.0},
+        {"top_k": -1},
+        {"seed": -1},
+        {"seed": 2**64},
+    ],
 )
 def test_meaningless_options_are_refused(options):
     name = next(iter(options))

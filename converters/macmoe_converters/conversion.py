@@ -32,9 +32,9 @@ from macmoe_converters.sink import (
     Output,
     Progress,
     Stored,
-    free_bytes,
     index_of,
     plan_shards,
+    space,
     write_output,
 )
 from macmoe_converters.source import Source
@@ -213,8 +213,9 @@ class Conversion:
         return json.dumps(self.output().identity)
 
     def fits(self, out: Path) -> bool:
-        """Return whether the disk of `out` has room for the result."""
-        return self.output().nbytes < free_bytes(out)
+        """Return whether the disk of `out` has room for the result, or for the rest of an unfinished one."""
+        needed, free = space(self.output(), out)
+        return needed <= free
 
     @property
     def recipe(self) -> str:

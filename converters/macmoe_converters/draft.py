@@ -3,7 +3,7 @@
 Files only grow. After every SPAN_BYTES the journal gets a line with the SHA-256 of the file up to there (its
 CRC-32, if nobody wants hashes). What a kill, a full disk or a power cut left behind is read again when the
 conversion is resumed, and kept as far as it agrees with the journal: nothing needs to be forced to the disk
-on the way.
+on the way. At the end everything is, since nobody reads a finished output again to see whether it is whole.
 """
 
 import fcntl
@@ -11,11 +11,12 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Protocol, Self
 
@@ -162,7 +163,13 @@ class Draft:
         return GrowingFile(path, position, digest, self._journal)
 
     def finish(self) -> None:
-        """Give the content its name; what was there before goes."""
+        """Force the content to the disk and give it its name; what was there before goes.
+
+        Raises:
+            OSError: The disk is full, or fails.
+        """
+        for path in (*self.content.iterdir(), self.content):
+            _force_to_disk(path)
         if self._out.exists():
             self._out.rename(self._replaced)
         self.content.rename(self._out)
@@ -176,6 +183,18 @@ class Draft:
 def draft_folder(out: Path) -> Path:
     """Return the folder in which an output is prepared."""
     return out.with_name(f".{out.name}.partial")
+
+
+def _force_to_disk(path: Path) -> None:
+    """Return when a file, or the names in a folder, would survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+        if sys.platform == "darwin":  # where the drive may still hold it in a cache of its own
+            with suppress(OSError):  # network drives cannot
+                fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+    finally:
+        os.close(descriptor)
 
 
 def _whole_lines(text: str) -> Iterator[str]:

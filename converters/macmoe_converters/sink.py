@@ -305,10 +305,14 @@ def free_bytes(out: Path) -> int:
     return shutil.disk_usage(next(folder for folder in out.resolve().parents if folder.is_dir())).free
 
 
+def space(output: Output, out: Path) -> tuple[int, int]:
+    """Return the bytes to write, beside what an unfinished conversion left, and those that are free."""
+    there = sum(path.stat().st_size for path in draft_folder(out).rglob("*") if path.is_file())
+    return output.nbytes + HEADROOM - there, free_bytes(out)
+
+
 def _check_space(output: Output, out: Path) -> None:
-    draft = draft_folder(out)
-    there = sum(path.stat().st_size for path in draft.rglob("*") if path.is_file())
-    needed, free = output.nbytes + HEADROOM - there, free_bytes(out)
+    needed, free = space(output, out)
     if needed > free:
         raise ConversionError(
             f"{out}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free; make room, or choose "

@@ -178,15 +178,22 @@ class DeepSeekFormat(ChatFormat):
         rest = [*self._calls(answer.tool_calls), control(_END)]
         if not opening:
             return [literal(answer.content), *rest]
+        answer = self._apart(answer)
         reasoning, content = answer.reasoning or "", answer.content
-        if not reasoning and _CLOSE in content:
-            before, _, content = content.partition(_CLOSE)
-            reasoning = before.removeprefix(_OPEN)
         if not reasoning and "off" in self.openings:
             return self._after(opening, [control(self.openings["off"]), literal(content), *rest])
         before, after = self._style.thought
+        if before.endswith("\n"):  # as the tags bring theirs, other newlines beside them are not text
+            reasoning, content = reasoning.strip("\n"), content.lstrip("\n")
         thought = [control(_ASSISTANT + before), literal(reasoning), control(after)]
         return self._after(opening, [*thought, literal(content), *rest])
+
+    def _apart(self, answer: Message) -> Message:
+        if answer.reasoning or not self._style.cut or _CLOSE not in answer.content:
+            return answer
+        before, _, content = answer.content.partition(_CLOSE)
+        reasoning = before.split(_OPEN)[-1].strip("\n")
+        return replace(answer, reasoning=reasoning, content=content.lstrip("\n"))
 
     def _opening_after(self, conversation: Conversation) -> str:
         roles = [message.role for message in conversation.messages if not message.instructs]

@@ -155,9 +155,10 @@ class ChatFormat(ABC):
         if not messages or messages[-1].role != "assistant":
             raise ChatFormatError("the last message of a training sample must be the assistant's answer")
         *history, answer = messages
-        if answer.reasoning:
+        apart = self._apart(answer)
+        if apart.reasoning:
             self.opening("on")  # refuses reasoning that the model could not have written
-        mode = thinking or self._mode_of(answer)
+        mode = thinking or self._mode_of(apart)
         conversation = Conversation(messages=history, tools=tools, thinking=mode, ending="prompt")
         opening = self._opening_after(conversation)
         prompt = joined([*self._turns(conversation), control(opening)])
@@ -181,6 +182,10 @@ class ChatFormat(ABC):
     def _opening_after(self, conversation: Conversation) -> str:
         """Return the opening that follows a conversation."""
         return self.opening(conversation.thinking)
+
+    def _apart(self, answer: Message) -> Message:
+        """Return an answer with the reasoning in its own field; it may stand in the content, between tags."""
+        return answer
 
     def _mode_of(self, answer: Message) -> Thinking | None:
         """Return the mode of an answer, of which a model with levels, or without a choice, has only one."""

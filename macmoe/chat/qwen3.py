@@ -124,16 +124,21 @@ class Qwen3Format(ChatFormat):
     def _target(self, answer: Message, opening: str) -> list[Segment]:
         return self._after(opening, [*self._assistant(answer, block=True), control("<|im_end|>")])
 
+    def _apart(self, answer: Message) -> Message:
+        if self.variant == "instruct":
+            return answer
+        reasoning, content = _reasoning_and_content(answer)
+        return replace(answer, reasoning=reasoning, content=content)
+
     def _assistant(self, message: Message, *, block: bool) -> list[Segment]:
         """Write an assistant message up to its end token."""
         segments = [control(_ASSISTANT)]
-        if self.variant == "instruct":
-            content = message.content
-        else:
-            reasoning, content = _reasoning_and_content(message)
-            if block:
-                content = content.lstrip("\n")
-                segments += [control("<think>\n"), literal(reasoning.strip("\n")), control("\n</think>\n\n")]
+        message = self._apart(message)
+        content = message.content
+        if block and self.variant != "instruct":
+            content = content.lstrip("\n")
+            reasoning = (message.reasoning or "").strip("\n")
+            segments += [control("<think>\n"), literal(reasoning), control("\n</think>\n\n")]
         segments.append(literal(content))
         for index, call in enumerate(message.tool_calls):
             segments += _tool_call(call, newline=bool(content) or index > 0)

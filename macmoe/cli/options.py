@@ -15,6 +15,7 @@ from macmoe.conversation import Settings
 from macmoe.errors import UsageError
 from macmoe.kernels.source import SWITCH
 from macmoe.prompt_cache import PromptCache
+from macmoe.sampling import SEEDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -51,7 +52,7 @@ ANSWER_OPTIONS = (
     click.option(
         "--min-p", type=click.FloatRange(0, 1), help="Drop tokens below this share of the best one."
     ),
-    click.option("--seed", type=int, help="Makes a sampled answer reproducible."),
+    click.option("--seed", type=click.IntRange(0, SEEDS - 1), help="Makes a sampled answer reproducible."),
 )
 
 

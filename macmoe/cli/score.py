@@ -17,7 +17,12 @@ from macmoe.scoring import Comparison, Score, compare, score
 @click.command()
 @click.argument("model_name", metavar="MODEL")
 @click.argument("text", required=False)
-@click.option("--tokens", "tokens_file", type=click.File(), help="Score the token ids in this file instead.")
+@click.option(
+    "--tokens",
+    "tokens_file",
+    type=click.File(encoding="utf-8"),
+    help="Score the token ids in this file instead.",
+)
 @click.option("--file", "text_file", type=click.File(encoding="utf-8"), help="Score the text in this file.")
 @click.option("--against", "other_name", metavar="OTHER", help="Compare with this model on the same tokens.")
 @no_kernels_option
@@ -80,7 +85,7 @@ def _read(file: TextIO) -> str:
 
 def _parse(file: TextIO) -> list[int]:
     """Read token ids: a JSON list, or numbers between spaces."""
-    text = file.read().strip()
+    text = _read(file).strip()
     try:
         return [int(word) for word in text.removeprefix("[").removesuffix("]").replace(",", " ").split()]
     except ValueError as error:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 LINE = re.compile(r"[^\n]*\n|[^\n]+")
 FENCES = ("```", "~~~")
+LIVE_WIDTHS = 4  # The live line is made of as many widths of the window, since blanks in a row become one.
 ERASE_LINE = "\r\x1b[K"
 
 
@@ -72,61 +73,91 @@ class LiveScreen:
             erase_live_line()
 
     def _write_thinking(self, pieces: Iterable[ThinkingText]) -> None:
-        self._stream(pieces, "thinking", split_lines, ignore_text if self._hide_thinking else note)
+        self._stream(pieces, "thinking", Lines(), ignore_text if self._hide_thinking else note)
 
     def _write_commentary(self, pieces: Iterable[CommentaryText]) -> None:
-        self._stream(pieces, "commentary", split_lines, note)
+        self._stream(pieces, "commentary", Lines(), note)
 
     def _write_answer(self, pieces: Iterable[AnswerText]) -> None:
-        self._stream(pieces, "answering", split_blocks, write_markdown)
+        self._stream(pieces, "answering", Blocks(), write_markdown)
 
     def _stream(
         self,
         pieces: Iterable[ThinkingText | CommentaryText | AnswerText],
         label: str,
-        split: Callable[[str], list[str]],
+        parts: Lines | Blocks,
         write: Callable[[str], None],
     ) -> None:
         """Write what is complete, and show the rest on the live line; at any end, write the rest as well."""
-        pending, tokens = "", 0
+        tokens = 0
         try:
             for piece in pieces:
                 tokens += self._count(piece.text)
-                *complete, pending = split(pending + piece.text)
+                complete = parts.feed(piece.text)
                 erase_live_line()
                 for part in complete:
                     write(part)
-                show_live_line(f"{label}, {tokens} tokens: ", "" if write is ignore_text else pending)
+                show_live_line(f"{label}, {tokens} tokens: ", "" if write is ignore_text else parts.rest)
         finally:
             erase_live_line()
-            if pending.strip():
-                write(pending)
+            if parts.rest.strip():
+                write(parts.rest)
 
 
 def ignore_text(text: str) -> None:
     """Write nothing."""
 
 
-def split_lines(text: str) -> list[str]:
-    """Cut a text into its lines; the last one may not be complete."""
-    return text.split("\n")
+class Lines:
+    """Cuts a text that comes in pieces into its lines.
 
-
-def split_blocks(text: str) -> list[str]:
-    """Cut markdown where a block begins after an empty line; the last one may not be complete.
-
-    Code between fences stays together, and so do indented lines with what stands before them.
+    Attributes:
+        rest: The line being written.
     """
-    blocks, fence, after_empty = [""], "", False
-    for line in LINE.findall(text):
-        if after_empty and not fence and line.strip() and not line[0].isspace():
-            blocks.append("")
-        blocks[-1] += line
-        after_empty = not line.strip()
-        mark = line.strip()[:3]
-        if mark in FENCES and fence in ("", mark):
-            fence = "" if fence else mark
-    return blocks
+
+    def __init__(self) -> None:
+        self.rest = ""
+
+    def feed(self, text: str) -> list[str]:
+        """Take the next piece and return the lines that are complete now, without their ends."""
+        *complete, self.rest = (self.rest + text).split("\n")
+        return complete
+
+
+class Blocks:
+    """Cuts markdown that comes in pieces where a block begins after an empty line.
+
+    Code between fences stays together, and so do indented lines with what stands before them. Each piece is
+    looked at once, because a block may be as long as an answer.
+
+    Attributes:
+        rest: The block being written.
+    """
+
+    def __init__(self) -> None:
+        self.rest = ""
+        self._line = ""  # the last line, as far as it is written
+        self._fence, self._after_empty = "", False  # where that line begins
+
+    def feed(self, text: str) -> list[str]:
+        """Take the next piece and return the blocks that are complete now."""
+        complete: list[str] = []
+        for piece in LINE.findall(text):
+            if not self._line and self._after_empty and not self._fence and not piece[0].isspace():
+                complete.append(self.rest)
+                self.rest = ""
+            self.rest += piece
+            self._line += piece
+            if piece.endswith("\n"):
+                self._end_line()
+        return complete
+
+    def _end_line(self) -> None:
+        line, self._line = self._line.strip(), ""
+        self._after_empty = not line
+        mark = line[:3]
+        if mark in FENCES and self._fence in ("", mark):
+            self._fence = "" if self._fence else mark
 
 
 class Markdown:
@@ -163,6 +194,7 @@ def show_live_line(label: str, text: str = "") -> None:
 
     width = shutil.get_terminal_size().columns - 1
     line = label[:width]
+    text = text[-LIVE_WIDTHS * width :]
     end = printable(" ".join(text.split()))[-max(width - len(line), 1) :]
     while end and len(line) + cell_len(end) > width:
         end = end[1:]

@@ -33,6 +33,7 @@ from macmoe.adapters.attach import ROUTERS
 from macmoe.adapters.lora import LoraSpec
 from macmoe.config import nearest
 from macmoe.errors import UsageError
+from macmoe.sampling import SEEDS
 from macmoe.tuning.prepare import DataOptions
 
 T = TypeVar("T")
@@ -158,6 +159,8 @@ class TrainOptions:
             raise UsageError(f"final_share is {self.final_share}; it has to lie between 0 and 1")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise UsageError(f"learning_rate is {self.learning_rate}; it has to be above 0")
+        if not 0 <= self.seed < SEEDS:
+            raise UsageError(f"seed is {self.seed}; it has to be from 0 to 2**64 - 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

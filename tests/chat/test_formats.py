@@ -274,6 +274,29 @@ def test_parser_reads_from_a_target_what_was_rendered(family, variant, reasoning
     assert ids[-1] in fmt.stop_ids(small(family))
 
 
+@pytest.mark.parametrize(("family", "variant"), [key for key in PROMPTS if key[0] != "gpt_oss"])
+@pytest.mark.parametrize("content", ["<think>\nHm.\n</think>\n\nSo.", "Hm.</think>So."])
+def test_target_takes_the_reasoning_from_the_content_where_the_model_has_tags(family, variant, content):
+    fmt = format_of(family, variant)
+    answer = Message("assistant", content)
+    if "on" not in fmt.settings:
+        assert fmt.render_target([QUESTION, answer])[-2].text == content
+        return
+    apart = replace(ANSWER, reasoning="Hm.")
+    for thinking in (None, "on"):
+        target = fmt.render_target([QUESTION, answer], thinking=thinking)
+        assert target == fmt.render_target([QUESTION, apart], thinking=thinking)
+
+
+def test_newlines_around_the_reasoning_of_r1_are_those_of_its_tags():
+    """As Qwen3's template has it; the tags of V3.1 have none, and its golden targets keep what is there."""
+    answer = Message("assistant", "\n\nSo.", reasoning="\nHm.\n")
+    target = format_of("deepseek_v3", "r1").render_target([QUESTION, answer])
+    assert text_of(segment for segment in target if segment.trainable) == (
+        "<think>\nHm.\n</think>\n\nSo.<｜end▁of▁sentence｜>"
+    )
+
+
 def test_target_follows_the_mode_that_is_asked_for():
     empty_block = Qwen3Format().render_target([QUESTION, ANSWER], thinking="on")
     assert [segment.text for segment in empty_block if segment.trainable] == [

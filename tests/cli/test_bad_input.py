@@ -212,5 +212,23 @@ def test_file_without_token_ids_is_one_line(macmoe, tmp_path, text):
     assert result.stderr.startswith(f"error: {path}: not a list of token ids")
 
 
+def test_file_of_token_ids_that_is_not_utf8_is_one_line(macmoe, tmp_path):
+    path = tmp_path / "ids.txt"
+    path.write_bytes(b"1 2 \xff")
+    result = macmoe("score", "tiny:qwen3", "--tokens", str(path))
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == f"error: {path}: is not UTF-8 (invalid start byte at byte 4)\n"
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_seed_that_does_not_exist_is_refused(macmoe, seed):
+    result = macmoe("generate", "Hi", "--seed", str(seed))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"{seed} is not in the range" in result.stderr
+    result = macmoe("lora", "train", "--model", "tiny:qwen3", "--data", "no.jsonl", "--seed", str(seed))
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == f"error: seed is {seed}; it has to be from 0 to 2**64 - 1\n"
+
+
 def test_assets_are_there():
     assert {path.name for path in ASSETS.iterdir() if path.is_dir()} == {"configs", *BUILT_IN.values()}

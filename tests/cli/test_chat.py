@@ -18,7 +18,6 @@ import macmoe as macmoe_package
 from macmoe.adapters.attach import attach, detach, select, taken
 from macmoe.adapters.files import save_adapter
 from macmoe.adapters.lora import LoraSpec
-from macmoe.cli.screen import split_blocks
 from macmoe.cli.slash import COMMANDS
 from macmoe.cli.terminal import printable
 from tests.cli.pseudo_terminal import PseudoTerminal
@@ -208,28 +207,6 @@ def test_nothing_printable_returns_can_control_a_terminal(text):
         0x7F <= ord(character) < 0xA0 or character in "\u202a\u202e\u2066\u2069" for character in shown
     )
     assert printable(text[: len(text) // 2]) + printable(text[len(text) // 2 :]) == shown
-
-
-MARKDOWN = "# Title\n\ntext\nmore\n\n- a\n\n  b\n- c\n\n```py\nx\n\n\ny\n```\nafter\n\nlast"
-
-
-@given(
-    st.lists(st.sampled_from(["\n", "\n\n", "```", "~~~", " a", "b", "- "])).map("".join), st.integers(0, 40)
-)
-def test_blocks_join_to_the_text_wherever_it_is_cut(text, cut):
-    *complete, rest = split_blocks(text[:cut])
-    assert "".join([*complete, *split_blocks(rest + text[cut:])]) == text
-    assert [*complete, *split_blocks(rest + text[cut:])] == split_blocks(text)
-
-
-def test_blocks_keep_code_and_lists_together():
-    assert split_blocks(MARKDOWN) == [
-        "# Title\n\n",
-        "text\nmore\n\n",
-        "- a\n\n  b\n- c\n\n",
-        "```py\nx\n\n\ny\n```\nafter\n\n",
-        "last",
-    ]
 
 
 def test_a_conversation_on_a_terminal(terminal, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import random
 import signal
 import subprocess
@@ -119,6 +120,32 @@ def test_what_a_power_cut_damaged_is_written_again(tmp_path, source, expected, d
             file.unlink()
     convert(source, out, resume=True)
     assert contents(out) == expected
+
+
+def test_everything_is_on_the_disk_before_the_output_gets_its_name(tmp_path, source, monkeypatch):
+    out, forced, fsync = tmp_path / "out", set(), os.fsync
+
+    def noted(descriptor):
+        assert not out.exists()
+        forced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    interrupt(source, out, 0.5)
+    monkeypatch.setattr(os, "fsync", noted)
+    convert(source, out, resume=True)
+    assert forced == {path.stat().st_ino for path in (out, *out.iterdir())}
+
+
+def test_a_disk_that_fails_at_the_end_leaves_what_can_be_continued(tmp_path, source, expected, monkeypatch):
+    def failing(_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", failing)
+        with pytest.raises(ConversionError, match=r"Input/output error.*repeat the command with --resume"):
+            convert(source, tmp_path / "out")
+    convert(source, tmp_path / "out", resume=True)
+    assert contents(tmp_path / "out") == expected
 
 
 def test_conversion_without_hashes_is_continued_too(tmp_path, source, expected):
