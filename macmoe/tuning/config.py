@@ -88,6 +88,24 @@ class LoraOptions:
         return bool({"router", *ROUTERS} & set(self.targets))
 
 
+# Of the numbers of `TrainOptions`: names, the least and what they have to stay below, and what an error says.
+RANGES: tuple[tuple[tuple[str, ...], tuple[float, float], str], ...] = (
+    (
+        ("epochs", "steps", "rows", "accumulate", "save_every", "sample_tokens"),
+        (1, math.inf),
+        "has to be 1 or more",
+    ),
+    (
+        ("warmup", "weight_decay", "clip", "evaluate_every", "patience", "balance"),
+        (0, math.inf),
+        "cannot be negative or infinite",
+    ),
+    (("learning_rate",), (math.nextafter(0, 1), math.inf), "has to be above 0"),
+    (("final_share",), (0, math.nextafter(1, 2)), "has to lie between 0 and 1"),
+    (("seed",), (0, SEEDS), "has to be from 0 to 2**64 - 1"),
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainOptions:
     """How it is trained.
@@ -147,20 +165,11 @@ class TrainOptions:
         return mx.default_device() == mx.Device(mx.gpu) if self.compile is None else self.compile
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "rows", "accumulate", "save_every", "sample_tokens"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it has to be 1 or more")
-        for name in ("warmup", "weight_decay", "clip", "evaluate_every", "patience", "balance"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"{name} is {getattr(self, name)}; it cannot be negative")
-        if self.steps is not None and self.steps < 1:
-            raise UsageError(f"steps is {self.steps}; it has to be 1 or more")
-        if not 0 <= self.final_share <= 1:
-            raise UsageError(f"final_share is {self.final_share}; it has to lie between 0 and 1")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise UsageError(f"learning_rate is {self.learning_rate}; it has to be above 0")
-        if not 0 <= self.seed < SEEDS:
-            raise UsageError(f"seed is {self.seed}; it has to be from 0 to 2**64 - 1")
+        for names, (least, below), words in RANGES:
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not least <= value < below:
+                    raise UsageError(f"{name} is {value}; it {words}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
