@@ -92,12 +92,22 @@ def describe(error: Exception) -> str:
     return printable(" ".join(text.split()))
 
 
+class OneLine(logging.Formatter):
+    """Writes a message behind its level, as errors are written."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a line such as `warning: ...`."""
+        return printable(f"{record.levelname.lower()}: {record.getMessage()}")
+
+
 @click.group(cls=Macmoe, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="macmoe", message="%(prog)s %(version)s")
 @click.option("--debug", is_flag=True, help="Show the traceback of a failure.")
 def cli(debug: bool) -> None:  # noqa: ARG001 - LazyGroup.invoke reads it from the context
     """Run GPT-OSS, Qwen3 and DeepSeek-V3 on MLX."""
     if logging.lastResort is not None:  # what the layers below log and nobody else has a handler for
-        logging.lastResort.setFormatter(logging.Formatter("warning: %(message)s"))
+        logging.lastResort.setFormatter(OneLine())
+        logging.lastResort.setLevel(logging.INFO)
+        logging.getLogger("macmoe").setLevel(logging.INFO)
     if not is_terminal(sys.stderr):
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -115,8 +115,8 @@ def _kernel_rows(checked: Checked) -> list[tuple[str, str]]:
         return [(checked.model, "no kernels for its form; plain operations are used")]
     rows = [(f"{checked.model}, {kind}", _layer(check)) for kind, check in verdict.checks.items()]
     rows += [(f"{checked.model}, {each.kernel}", _kernel(each, verdict.seconds)) for each in checked.kernels]
-    times = _times(verdict.seconds, verdict.plain_seconds)
-    return [*rows, (f"{checked.model}, one token", f"{checked.outcome}, {_use(verdict)}: {times}")]
+    times = f": {_times(verdict.seconds, verdict.plain_seconds)}" if verdict.complete else ""
+    return [*rows, (f"{checked.model}, one token", f"{checked.outcome}, {_use(verdict)}{times}")]
 
 
 def _use(verdict: Verdict) -> str:

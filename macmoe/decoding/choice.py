@@ -6,7 +6,6 @@ kernel texts, form of the model and bits of the cache.
 
 import logging
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -100,9 +99,14 @@ def remembered_verdict(
         cache_bits: Of the cache, see `LanguageModel.make_cache`.
         fresh: Check again whatever is there.
     """
+
+    def find() -> Verdict:
+        logger.info("checking the kernels for this device and form of model, once")
+        return examine(model, step, cache_bits)
+
     return remembered(
         form_of(model, cache_bits),
-        partial(examine, model, step, cache_bits),
+        find,
         Verdict.from_dict,
         lambda verdict: verdict.complete,
         fresh=fresh,
