@@ -11,7 +11,7 @@ from macmoe.bench.measure import Plan
 from macmoe.bench.run import PEER, SIZES, Subject, Work, run
 from macmoe.cli.bench_report import check_folder, check_plot, show
 from macmoe.cli.loading import open_session
-from macmoe.cli.options import cache_bits_option, no_kernels_option
+from macmoe.cli.options import Finite, cache_bits_option, no_kernels_option
 from macmoe.cli.terminal import progress_bar
 from macmoe.families import family_of
 from macmoe.inspection import find_config
@@ -31,7 +31,7 @@ FILE = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
 @click.option("--batch", "batches", type=COUNT, multiple=True, help="Decode so many sequences at once.")
 @click.option("--tokens", type=COUNT, default=64, show_default=True, help="Decoded in a round.")
 @click.option("--rounds", type=COUNT, default=3, show_default=True, help="Of each side, in turn.")
-@click.option("--time-limit", type=click.FloatRange(min=0, min_open=True), help="Seconds for one case.")
+@click.option("--time-limit", type=Finite(min=0, min_open=True), help="Seconds for one case.")
 @click.option("--against", type=click.Choice([PEER]), help="Measure it too, on the same weights.")
 @click.option("--json", "json_file", type=FILE, callback=check_folder, help="Write JSON to a file, or to -.")
 @click.option("--plot", "plot_file", type=FILE, callback=check_plot, help="Draw into a PNG or SVG file.")

@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from macmoe.cli.learning import open_learned
+from macmoe.cli.options import Finite
 from macmoe.cli.quality import open_within, write_quality
 from macmoe.cli.terminal import note, progress_bar, size, table
 from macmoe.errors import UsageError
@@ -59,7 +60,7 @@ class Bytes(click.ParamType):
 @click.option(
     "--bits-per-weight",
     "budget",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Finite(min=0, min_open=True),
     metavar="BITS",
     help="Instead of a recipe: spend so many bits where the model needs them most.",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 from contextlib import contextmanager
 from dataclasses import fields
@@ -25,6 +26,18 @@ if TYPE_CHECKING:
 THINKING = ("off", "on", "low", "medium", "high")
 MAX_TOKENS = Settings().max_tokens
 
+
+class Finite(click.FloatRange):
+    """A number between limits; click's own type also takes NaN, which no limit excludes, and infinity."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number", param, ctx)
+        return number
+
+
 ANSWER_OPTIONS = (
     click.option(
         "--model", "model_name", default="tiny:qwen3", show_default=True, help="Folder, hub id or tiny:..."
@@ -44,14 +57,10 @@ ANSWER_OPTIONS = (
         help="Thinking included.",
     ),
     click.option("--max-answer-tokens", type=click.IntRange(1), help="Thinking not included."),
-    click.option("--temperature", type=click.FloatRange(0), help="0 takes the most probable token."),
-    click.option(
-        "--top-p", type=click.FloatRange(0, 1, min_open=True), help="Keep tokens up to this probability."
-    ),
+    click.option("--temperature", type=Finite(0), help="0 takes the most probable token."),
+    click.option("--top-p", type=Finite(0, 1, min_open=True), help="Keep tokens up to this probability."),
     click.option("--top-k", type=click.IntRange(0), help="Keep this many tokens; 0 keeps all."),
-    click.option(
-        "--min-p", type=click.FloatRange(0, 1), help="Drop tokens below this share of the best one."
-    ),
+    click.option("--min-p", type=Finite(0, 1), help="Drop tokens below this share of the best one."),
     click.option("--seed", type=click.IntRange(0, SEEDS - 1), help="Makes a sampled answer reproducible."),
 )
 

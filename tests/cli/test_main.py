@@ -14,6 +14,7 @@ import pytest
 from macmoe import __version__
 from macmoe.__main__ import main
 from macmoe.cli import COMMANDS, cli
+from macmoe.cli.options import Finite
 from macmoe.errors import ConfigError
 from tests.conftest import ROOT
 
@@ -103,6 +104,14 @@ def test_help_of_a_command_starts_with_its_line(macmoe, name):
         (["generate", "hi", "--raw", "--system", "x"], "Error: --raw goes without --system"),
         (["score", "tiny:qwen3"], "Error: Give either TEXT, --file FILE or --tokens FILE."),
         (["convert", "somewhere"], "Error: Missing option '--out' (or '--dry-run')."),
+        (
+            ["convert", "somewhere", "--bits-per-weight", "nan"],
+            "Error: Invalid value for '--bits-per-weight': nan is no finite number",
+        ),
+        (
+            ["generate", "hi", "--temperature", "inf"],
+            "Error: Invalid value for '--temperature': inf is no finite number",
+        ),
     ],
 )
 def test_wrong_usage_exits_with_2(macmoe, arguments, line):
@@ -111,6 +120,13 @@ def test_wrong_usage_exits_with_2(macmoe, arguments, line):
     assert result.stdout == ""
     assert result.stderr.startswith("Usage: macmoe ")
     assert result.stderr.splitlines()[-1].startswith(line)
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "lora"])
+def test_numbers_are_finite(name):
+    command = cli.get_command(click.Context(cli), name)
+    kinds = [option.type for option in command.params]
+    assert all(isinstance(kind, Finite) for kind in kinds if isinstance(kind, click.types.FloatParamType))
 
 
 @pytest.mark.parametrize(
