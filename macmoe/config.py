@@ -7,6 +7,7 @@ error, never a different model.
 
 import difflib
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ T = TypeVar("T")
 D = TypeVar("D")
 
 _REQUIRED: Any = object()
+LARGEST = sys.float_info.max
 
 # Keys that every family's file may hold and that do not change what the model computes.
 COMMON_IGNORED = {
@@ -72,8 +74,8 @@ def nearest(word: str, known: Mapping[str, Any] | set[str] | list[str]) -> str:
 
 
 def _fits(value: Any, kind: type) -> bool:
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is float:  # JSON as Python reads it has NaN and Infinity, too
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, kind)

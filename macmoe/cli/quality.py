@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from macmoe.chat.messages import Message
 from macmoe.cli.terminal import progress_bar, table
+from macmoe.defaults import Defaults
 from macmoe.errors import UsageError
 from macmoe.generate import generate
 from macmoe.sampling import Sampler, SamplingOptions
-from macmoe.session import Defaults, Session, load_model
+from macmoe.session import Session, load_model
 from macmoe.tokenizer import Tokenizer
 from macmoe_converters import Conversion, open_conversion
 from macmoe_converters.exchange import choose
