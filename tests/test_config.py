@@ -126,6 +126,8 @@ def test_every_family_refuses_what_it_does_not_know(data):
         ({"attention_bias": not data["attention_bias"]}, "attention_bias"),
         ({"embedding_multiplier": 2.0}, "unknown key 'embedding_multiplier'"),
         ({"vocab_size": None}, "'vocab_size' is missing"),
+        ({"num_hidden_layers": -1}, "'num_hidden_layers' is -1; it has to be at least 1"),
+        ({"num_attention_heads": 0}, "'num_attention_heads' is 0"),
     ):
         with pytest.raises(ConfigError, match=message):
             family.config.from_dict(data | change)
