@@ -9,9 +9,9 @@ import click
 
 from macmoe.bench.measure import Plan
 from macmoe.bench.run import PEER, SIZES, Subject, Work, run
-from macmoe.cli.bench_report import check_folder, check_plot, show
+from macmoe.cli.bench_report import show
 from macmoe.cli.loading import open_session
-from macmoe.cli.options import Finite, cache_bits_option, no_kernels_option
+from macmoe.cli.options import Finite, cache_bits_option, check_file, check_plot, no_kernels_option
 from macmoe.cli.terminal import progress_bar
 from macmoe.families import family_of
 from macmoe.inspection import find_config
@@ -33,7 +33,7 @@ FILE = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
 @click.option("--rounds", type=COUNT, default=3, show_default=True, help="Of each side, in turn.")
 @click.option("--time-limit", type=Finite(min=0, min_open=True), help="Seconds for one case.")
 @click.option("--against", type=click.Choice([PEER]), help="Measure it too, on the same weights.")
-@click.option("--json", "json_file", type=FILE, callback=check_folder, help="Write JSON to a file, or to -.")
+@click.option("--json", "json_file", type=FILE, callback=check_file, help="Write JSON to a file, or to -.")
 @click.option("--plot", "plot_file", type=FILE, callback=check_plot, help="Draw into a PNG or SVG file.")
 @cache_bits_option
 @no_kernels_option

@@ -13,14 +13,14 @@ from pathlib import Path
 import click
 
 from macmoe.cli.learning import open_learned
-from macmoe.cli.options import Finite
+from macmoe.cli.options import Finite, check_file, check_plot
 from macmoe.cli.quality import open_within, write_quality
 from macmoe.cli.terminal import note, progress_bar, size, table
 from macmoe.errors import UsageError
 from macmoe.location import find_model
 from macmoe_converters import KEEP, LEARNED, RECIPES, Conversion, open_conversion
 from macmoe_converters.conversion import MACMOE
-from macmoe_converters.sink import SHARD_BYTES, Output, free_bytes, is_finished
+from macmoe_converters.sink import SHARD_BYTES, Output, check_target, free_bytes, is_finished
 from macmoe_converters.targets import ENCODERS
 from macmoe_converters.verify import verify
 
@@ -43,9 +43,18 @@ class Bytes(click.ParamType):
         return number
 
 
+FILE = click.Path(path_type=Path)
+
+
+def _check_out(_: click.Context, __: click.Parameter, out: Path | None) -> Path | None:
+    if out is not None and out.name in ("", ".."):
+        raise UsageError(f"{out}: is no name of a new folder; the result needs one")
+    return out
+
+
 @click.command()
 @click.argument("source")
-@click.option("--out", type=click.Path(path_type=Path), help="The folder to make.")
+@click.option("--out", type=FILE, callback=_check_out, help="The folder to make.")
 @click.option(
     "--quantize",
     "recipe",
@@ -70,9 +79,9 @@ class Bytes(click.ParamType):
     help="Text for --bits-per-weight and dwq4; otherwise what the model writes itself.",
 )
 @click.option(
-    "--report", "report_file", type=click.Path(path_type=Path), help="Write errors to this JSON file."
+    "--report", "report_file", type=FILE, callback=check_file, help="Write errors to this JSON file."
 )
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw error and bits of each layer (PNG, PDF).")
+@click.option("--plot", type=FILE, callback=check_plot, help="Draw error and bits of each layer (PNG, PDF).")
 @click.option(
     "--shard-size", type=Bytes(), default=SHARD_BYTES, show_default="5GB", help="Of a file of weights."
 )
@@ -108,10 +117,14 @@ def command(
         {
             "Missing option '--out' (or '--dry-run').": out is None and not dry_run,
             "Give either --quantize or --bits-per-weight.": budget is not None and recipe != KEEP,
+            "--calibration is for --bits-per-weight and dwq4 only.": calibration is not None
+            and budget is None
+            and recipe not in LEARNED,
         }
     )
     begin = time.monotonic()
     folder = find_model(source)
+    _check_target(None if dry_run else out, folder, continues=resume or proves, force=force)
     if budget:
         conversion = open_within(folder, budget, calibration)
     elif recipe in LEARNED and out and not dry_run:
@@ -150,6 +163,12 @@ def _refuse(mistakes: Mapping[str, bool]) -> None:
     for message, made in mistakes.items():
         if made:
             raise click.UsageError(message)
+
+
+def _check_target(out: Path | None, folder: Path, *, continues: bool, force: bool) -> None:
+    """Refuse an output that exists before anything is measured; what such a run made can be gone on with."""
+    if out and not (continues and (out / "config.json").is_file()):
+        check_target(out, folder, force=force)
 
 
 def _prove(conversion: Conversion, out: Path, to: str) -> None:

@@ -98,15 +98,9 @@ def _row(name: str, figures: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def _draw(found: dict[str, Any], path: Path) -> None:
-    """Draw error and bits of each layer.
+    """Draw error and bits of each layer."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - an extra, and half a second
 
-    Raises:
-        UsageError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure  # noqa: PLC0415 - an extra, and half a second
-    except ImportError:
-        raise UsageError("--plot needs matplotlib; install macmoe[plot]") from None
     figure = Figure(figsize=(8, 4), layout="constrained")
     errors, bits = figure.subplots(2, 1, sharex=True)
     layers = range(len(found["layers"]))
