@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import resource
 import time
@@ -18,11 +19,14 @@ from macmoe.cli.quality import open_within, write_quality
 from macmoe.cli.terminal import note, progress_bar, size, table
 from macmoe.errors import UsageError
 from macmoe.location import find_model
+from macmoe.tokenizer import Tokenizer
 from macmoe_converters import KEEP, LEARNED, RECIPES, Conversion, open_conversion
 from macmoe_converters.conversion import MACMOE
 from macmoe_converters.sink import SHARD_BYTES, Output, check_target, free_bytes, is_finished
 from macmoe_converters.targets import ENCODERS
 from macmoe_converters.verify import verify
+
+logger = logging.getLogger(__name__)
 
 LAYOUTS = (MACMOE, *ENCODERS)
 UNITS = {"": 1, "K": 1_000, "M": 1_000_000, "G": 1_000_000_000, "T": 1_000_000_000_000}
@@ -135,11 +139,12 @@ def command(
         raise UsageError(
             f"{source}: is a macmoe checkpoint already; use it as it is, or pack it smaller with --quantize"
         )
+    output = conversion.output(shard_size, to)
+    _check_tokenizer(output)
     if out is None or dry_run:
-        output = conversion.output(shard_size, to)
         click.echo(summary(conversion, output, free_bytes(out or Path.cwd() / "out")))
         return
-    if not (proves and is_finished(conversion.output(shard_size, to), out)):
+    if not (proves and is_finished(output, out)):
         _write(
             out,
             partial(
@@ -151,7 +156,6 @@ def command(
                 force=force,
             ),
         )
-        output = conversion.output(shard_size, to)
         note(f"{out}: {report(conversion, output, time.monotonic() - begin)}")
     if proves:
         _prove(conversion, out, to)
@@ -169,6 +173,19 @@ def _check_target(out: Path | None, folder: Path, *, continues: bool, force: boo
     """Refuse an output that exists before anything is measured; what such a run made can be gone on with."""
     if out and not (continues and (out / "config.json").is_file()):
         check_target(out, folder, force=force)
+
+
+def _check_tokenizer(output: Output) -> None:
+    """Warn of a checkpoint without a tokenizer.
+
+    Raises:
+        CheckpointError: It has one that is damaged.
+    """
+    folder = next((each for each in output.companions if (each / "tokenizer.json").is_file()), None)
+    if folder is None:
+        logger.warning("%s: no tokenizer.json, without which it answers nothing", output.companions[0])
+    else:
+        Tokenizer.from_folder(folder)
 
 
 def _prove(conversion: Conversion, out: Path, to: str) -> None:
