@@ -246,7 +246,7 @@ def convert_cli(source, out, *options):
 
 def test_too_little_space_is_refused_before_the_first_byte(tmp_path, source, monkeypatch):
     monkeypatch.setattr("macmoe_converters.sink.free_bytes", lambda _: 100_000)
-    with pytest.raises(ConversionError, match=r"0\.\d\d GB are needed and 0\.00 GB are free"):
+    with pytest.raises(ConversionError, match=r"\d\.\d\d MB are needed and 0\.10 MB are free"):
         convert(source, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
