@@ -65,7 +65,7 @@ def _check_out(_: click.Context, __: click.Parameter, out: Path | None) -> Path 
     type=click.Choice([*RECIPES, *LEARNED]),
     default=KEEP,
     show_default=True,
-    help="How plain matrices are packed; packed ones are repacked bit for bit.",
+    help="How matrices are packed; what is packed already stays so unless this is smaller.",
 )
 @click.option(
     "--to", type=click.Choice(LAYOUTS), default=MACMOE, show_default=True, help="Layout of the result."
@@ -87,7 +87,11 @@ def _check_out(_: click.Context, __: click.Parameter, out: Path | None) -> Path 
 )
 @click.option("--plot", type=FILE, callback=check_plot, help="Draw error and bits of each layer (PNG, PDF).")
 @click.option(
-    "--shard-size", type=Bytes(), default=SHARD_BYTES, show_default="5GB", help="Of a file of weights."
+    "--shard-size",
+    type=Bytes(),
+    default=f"{SHARD_BYTES // UNITS['G']}GB",
+    show_default=True,
+    help="Of a file of weights.",
 )
 @click.option("--hashes/--no-hashes", default=True, help="Record the SHA-256 of each file in macmoe.json.")
 @click.option("--resume", is_flag=True, help="Continue where an earlier run was stopped.")
