@@ -7,6 +7,7 @@ error, never a different model.
 
 import difflib
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ T = TypeVar("T")
 D = TypeVar("D")
 
 _REQUIRED: Any = object()
+LARGEST = sys.float_info.max
 
 # Keys that every family's file may hold and that do not change what the model computes.
 COMMON_IGNORED = {
@@ -72,8 +74,8 @@ def nearest(word: str, known: Mapping[str, Any] | set[str] | list[str]) -> str:
 
 
 def _fits(value: Any, kind: type) -> bool:
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is float:  # JSON as Python reads it has NaN and Infinity, too
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, kind)
@@ -123,6 +125,19 @@ class ConfigReader:
             raise ConfigError(f"{self.file}: key '{found}' is {value!r} where {kind.__name__} is needed")
         return float(value) if kind is float else value
 
+    def size(
+        self, key: str, default: Any = _REQUIRED, *, least: int = 1, aliases: tuple[str, ...] = ()
+    ) -> Any:
+        """Return the value of a key that counts something: an integer, or the default.
+
+        Raises:
+            ConfigError: As `take`, and where it is less than `least`.
+        """
+        value = self.take(key, int, default, aliases=aliases)
+        if value is not None and value < least:
+            raise ConfigError(f"{self.file}: key '{key}' is {value}; it has to be at least {least}")
+        return value
+
     def expect(self, key: str, value: Any, why: str) -> None:
         """Insist that `key` is absent or has the one supported value."""
         self._known.add(key)
@@ -168,7 +183,7 @@ class RopeConfig:
 
 
 def _read_yarn(reader: ConfigReader, max_position: int) -> YarnConfig:
-    original = reader.take("original_max_position_embeddings", int, max_position)
+    original = reader.size("original_max_position_embeddings", max_position)
     return YarnConfig(
         factor=reader.take("factor", float),
         original_max_position_embeddings=original,

@@ -22,6 +22,7 @@ from macmoe.location import ASSETS, find_model
 from macmoe.nn.cache import SlidingCache
 from macmoe.nn.filling import after_one_token
 from macmoe.nn.moe import Experts
+from macmoe.shards import Shards
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -261,7 +262,8 @@ def find_config(name: str) -> tuple[dict[str, Any], int | None]:
         name: A name of `packaged_configs`, or whatever `find_model` knows.
 
     Raises:
-        MacmoeError: There is no such model, or its configuration cannot be read.
+        MacmoeError: There is no such model, or its configuration cannot be read, or a file of its weights is
+            missing or damaged.
     """
     file = CONFIGS / f"{SAME_AS.get(name.lower(), name.lower())}.json"
     if file.is_file():
@@ -271,4 +273,7 @@ def find_config(name: str) -> tuple[dict[str, Any], int | None]:
             f"{name}: not a folder and not a known model{nearest(name.lower(), packaged_configs())}"
         )
     folder = find_model(name, files=("config.json",))
-    return load_config(folder), sum(path.stat().st_size for path in folder.glob("*.safetensors")) or None
+    config = load_config(folder)
+    if Path(name).is_dir() and any(folder.glob("*.safetensors")):
+        return config, sum(path.stat().st_size for path in Shards(folder).files.values())
+    return config, sum(path.stat().st_size for path in folder.glob("*.safetensors")) or None

@@ -44,6 +44,8 @@ def find_model(name: str, files: tuple[str, ...] = EVERYTHING) -> Path:
     Raises:
         CheckpointError: There is no such model, or the hub cannot be reached.
     """
+    if not name:
+        raise CheckpointError("the model has an empty name; give a folder, a hub id or a built-in model")
     if name.startswith("tiny:"):
         if name not in BUILT_IN:
             raise CheckpointError(

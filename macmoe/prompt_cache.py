@@ -150,13 +150,19 @@ class PromptCache:
             CheckpointError: The file is damaged, or made by another model, precision or version.
             UsageError: It is kept in other bits than asked for.
         """
-        read_header(path)
+        try:
+            read_header(path)
+        except CheckpointError:
+            raise CheckpointError(
+                f"{path}: not a prompt cache (a file that `--cache` wrote), or a damaged one; delete or "
+                "rename it to start afresh"
+            ) from None
         arrays, metadata = cast(
             "tuple[dict[str, mx.array], dict[str, str]]",
             mx.load(str(path), format="safetensors", return_metadata=True),
         )
         if METADATA_KEY not in metadata:
-            raise CheckpointError(f"{path}: not a prompt cache; give the name of a new file")
+            raise CheckpointError(f"{path}: not a prompt cache but weights; give the name of a new file")
         facts = json.loads(metadata[METADATA_KEY])
         for what, value in _identity(model).items():
             if facts.get(what) != value:

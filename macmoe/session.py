@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +23,10 @@ from macmoe.chat.events import Event
 from macmoe.chat.format import ChatFormat, Thinking
 from macmoe.chat.messages import Message
 from macmoe.checkpoint import Checkpoint, WeightSource, is_macmoe_folder, load_weights
-from macmoe.config import ConfigReader, load_json
 from macmoe.constraint import WordConstraint
 from macmoe.conversation import MAX_TOKENS, Conversation, Settings
 from macmoe.converted import ready
+from macmoe.defaults import Defaults
 from macmoe.errors import UsageError
 from macmoe.families import Family, Model, family_of
 from macmoe.generate import Progress
@@ -40,34 +40,6 @@ if TYPE_CHECKING:
     from macmoe.adapters.attach import Adapter
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Defaults:
-    """What generation_config.json asks for: sampling, and further ids that end an answer."""
-
-    sampling: SamplingOptions
-    stop_ids: frozenset[int]
-
-    @classmethod
-    def read(cls, folder: Path) -> Defaults:
-        """Read generation_config.json; without that file, or with do_sample false, the best token is taken.
-
-        Raises:
-            ConfigError: The file is invalid.
-        """
-        path = folder / "generation_config.json"
-        reader = ConfigReader(load_json(path) if path.exists() else {}, str(path))
-        ends = reader.data.get("eos_token_id")
-        samples = reader.take("do_sample", bool, False)
-        sampling = SamplingOptions(
-            temperature=reader.take("temperature", float, 1.0) if samples else 0.0,
-            top_k=reader.take("top_k", int, 0),
-            top_p=reader.take("top_p", float, 1.0),
-            min_p=reader.take("min_p", float, 0.0),
-        )
-        ids = ends if isinstance(ends, list) else [] if ends is None else [ends]
-        return cls(sampling=sampling, stop_ids=frozenset(ids))
 
 
 def _dtype(name: str | None) -> mx.Dtype | None:
@@ -122,8 +94,8 @@ def load(
         MacmoeError: The model or the adapter does not exist, is unsupported or damaged.
     """
     folder = ready(find_model(str(path_or_repo)), progress)
-    family, model = load_model(folder, dtype)
-    session = Session(family, model, Tokenizer.from_folder(folder), Defaults.read(folder))
+    defaults, tokenizer = Defaults.read(folder), Tokenizer.from_folder(folder)  # small, so refused first
+    session = Session(*load_model(folder, dtype), tokenizer, defaults)
     if adapter is not None:
         session.use_adapter(adapter)
     return session

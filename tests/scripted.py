@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from macmoe.chat import FORMATS
+from macmoe.defaults import Defaults
 from macmoe.families import FAMILIES
 from macmoe.sampling import SamplingOptions
-from macmoe.session import Defaults, Session
+from macmoe.session import Session
 from tests.vocabularies import small
 
 

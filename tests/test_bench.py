@@ -23,7 +23,7 @@ from macmoe.bench.peer import peer_model
 from macmoe.bench.run import Subject, Work, run
 from macmoe.bench.sides import Ours, Passes, Peer
 from macmoe.bench.traffic import token_bytes, weight_bytes
-from macmoe.bench.weights import MXFP4, packings, random_model, shortened
+from macmoe.bench.weights import MXFP4, drawn_bytes, in_pieces, packings, random_model, shortened
 from macmoe.config import load_json
 from macmoe.errors import UsageError
 from macmoe.families import family_of
@@ -87,6 +87,21 @@ def test_the_same_seed_draws_the_same_weights():
     config = tiny("qwen3")
     one, other = (tree_flatten(random_model(config, seed=3).parameters()) for _ in range(2))
     assert all(mx.array_equal(a, b) for (_, a), (_, b) in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_bytes_are_known_before_weights_are_drawn(family):
+    config = tiny(family)
+    assert drawn_bytes(config) == pytest.approx(weight_bytes(random_model(config)), rel=0.001)
+
+
+def test_numbers_are_drawn_piece_by_piece(monkeypatch):
+    computed, evaluate = [], mx.eval
+    monkeypatch.setattr("macmoe.bench.weights.PIECE", 1000)
+    monkeypatch.setattr(mx, "eval", lambda array: evaluate(array) or computed.append(array.size))
+    drawn = in_pieces((25, 100), mx.random.key(3), lambda count, key: mx.random.normal((count,), key=key))
+    assert (computed, drawn.shape) == ([1000, 1000, 500], (25, 100))
+    assert len(set(drawn.flatten().tolist())) > 2400
 
 
 def test_a_shortened_configuration_has_the_first_layers_only():

@@ -22,6 +22,7 @@ def test_a_key_is_taken_once_and_typed():
 def read_width(data):
     reader = ConfigReader(data, "config.json")
     reader.take("hidden_size", int, aliases=("width",))
+    reader.take("eps", float, 1e-6)
     reader.finish()
 
 
@@ -32,6 +33,8 @@ def read_width(data):
         ({"hiden_size": 64}, r"key 'hidden_size' is missing; did you mean 'hiden_size'\?"),
         ({"hidden_size": "64"}, r"key 'hidden_size' is '64' where int is needed"),
         ({"hidden_size": True}, r"key 'hidden_size' is True where int is needed"),
+        ({"hidden_size": 64, "eps": float("nan")}, r"key 'eps' is nan where float is needed"),
+        ({"hidden_size": 64, "eps": 10**400}, r"key 'eps' is 10+ where float is needed"),
         ({"hidden_size": 64, "hidden_sise": 1}, r"unknown key 'hidden_sise'; did you mean 'hidden_size'\?"),
         ({"hidden_size": 64, "width": 32}, r"hidden_size and width mean the same and disagree"),
     ],
@@ -123,6 +126,8 @@ def test_every_family_refuses_what_it_does_not_know(data):
         ({"attention_bias": not data["attention_bias"]}, "attention_bias"),
         ({"embedding_multiplier": 2.0}, "unknown key 'embedding_multiplier'"),
         ({"vocab_size": None}, "'vocab_size' is missing"),
+        ({"num_hidden_layers": -1}, "'num_hidden_layers' is -1; it has to be at least 1"),
+        ({"num_attention_heads": 0}, "'num_attention_heads' is 0"),
     ):
         with pytest.raises(ConfigError, match=message):
             family.config.from_dict(data | change)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 
+import mlx.core as mx
 import pytest
 
 from macmoe.errors import CheckpointError, ConfigError
@@ -136,8 +137,12 @@ def test_names_are_found_in_any_case():
 def test_a_folder_is_described_with_its_size_on_disk(tmp_path):
     config, _ = find_config("qwen3-0.6b")
     (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "model.safetensors").write_bytes(bytes(1000))
-    assert find_config(str(tmp_path)) == (config, 1000)
+    path = tmp_path / "model.safetensors"
+    mx.save_safetensors(str(path), {"a": mx.zeros(1000)})
+    assert find_config(str(tmp_path)) == (config, path.stat().st_size)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged"):
+        find_config(str(tmp_path))
 
 
 def test_unknown_name_suggests_the_nearest():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -68,6 +70,23 @@ def test_public_names_of_a_module_exist(path):
     module = importlib.import_module(module_name(path))
     missing = [name for name in getattr(module, "__all__", ()) if getattr(module, name, None) is None]
     assert missing == []
+
+
+def modules_of_the_package():
+    files = {path.stem for path in (ROOT / "macmoe").glob("*.py")} - {"__init__", "__main__"}
+    return files | {path.parent.name for path in (ROOT / "macmoe").glob("*/__init__.py")}
+
+
+def test_the_layers_are_the_modules():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    (layers,) = (each["layers"] for each in contracts["contracts"] if each["id"] == "layers")
+    assert set(re.findall(r"\w+", " ".join(layers))) == modules_of_the_package() | {"__main__"}
+
+
+def test_the_readme_shows_every_module():
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").partition("```text\nmacmoe/\n")[2]
+    shown = set(re.findall(r"  (\w+)(?:\.py|/)", tree.partition("converters/")[0]))
+    assert shown - {"assets", *BUILT_IN.values()} == modules_of_the_package() - {"version"}
 
 
 def test_public_names_are_listed_once_and_in_order():

@@ -26,6 +26,11 @@ def test_what_is_neither_folder_nor_hub_id_is_refused(name, tmp_path, monkeypatc
         find_model(name)
 
 
+def test_an_empty_name_is_refused():
+    with pytest.raises(CheckpointError, match="empty name"):
+        find_model("")
+
+
 def test_a_file_is_not_a_model(tmp_path):
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(CheckpointError, match="not a model folder"):

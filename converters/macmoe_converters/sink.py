@@ -314,9 +314,10 @@ def space(output: Output, out: Path) -> tuple[int, int]:
 def _check_space(output: Output, out: Path) -> None:
     needed, free = space(output, out)
     if needed > free:
+        scale, unit = (1e9, "GB") if needed >= 1e9 else (1e6, "MB")
         raise ConversionError(
-            f"{out}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free; make room, or choose "
-            "another disk (nothing was written)"
+            f"{out}: {needed / scale:.2f} {unit} are needed and {free / scale:.2f} {unit} are free; make "
+            "room, or choose another disk (nothing was written)"
         )
 
 

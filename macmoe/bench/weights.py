@@ -6,8 +6,9 @@ Products keep the size of their inputs, so that activations neither vanish nor o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -28,7 +29,7 @@ CORRECTION = "e_score_correction_bias"
 # Root mean square of the numbers that random bits stand for, before their scale.
 AFFINE_SIZE = math.sqrt((16**2 - 1) / 12)
 MXFP4_SIZE = math.sqrt(sum(value**2 for value in (0, 0.5, 1, 1.5, 2, 3, 4, 6)) / 8)
-PIECE = 1 << 28  # words
+PIECE = 1 << 24  # numbers: half a second of a CPU, after which Ctrl-C is answered
 E8M0_ONE = 127  # the scale byte that stands for 1
 
 
@@ -70,6 +71,15 @@ def random_model(config: Mapping[str, Any], dtype: mx.Dtype = mx.bfloat16, seed:
         drawn.append((name, array))
     model.update(tree_unflatten(drawn))
     return model
+
+
+def drawn_bytes(config: Mapping[str, Any], dtype: mx.Dtype = mx.bfloat16) -> int:
+    """Return the bytes of all weights that `random_model` would draw."""
+    weights = parameters_of(empty_model(config)).values()
+    return sum(
+        array.size * dtype.size if mx.issubdtype(array.dtype, mx.floating) else array.nbytes
+        for array in weights
+    )
 
 
 def empty_model(config: Mapping[str, Any]) -> Model:
@@ -114,7 +124,8 @@ def _drawn(model: nn.Module, dtype: mx.Dtype, seed: int) -> Iterator[tuple[str, 
         elif path.endswith("norm"):
             yield name, mx.ones(array.shape, dtype=dtype)
         else:
-            yield name, mx.random.normal(array.shape, dtype=dtype, scale=array.shape[-1] ** -0.5, key=key)
+            normal = partial(mx.random.normal, dtype=dtype, scale=array.shape[-1] ** -0.5)
+            yield name, in_pieces(array.shape, key, lambda count, key, draw=normal: draw((count,), key=key))
 
 
 def _packed_part(
@@ -122,18 +133,33 @@ def _packed_part(
 ) -> mx.array:
     size = packed.inputs**-0.5
     if part == "weight":
-        return _random_words(math.prod(shape), key).reshape(shape)
+        return in_pieces(shape, key, _random_words)
     if packed.how.mode == "mxfp4":
         middle = E8M0_ONE + round(math.log2(size / MXFP4_SIZE))
-        return mx.random.randint(middle - 1, middle + 2, shape, dtype=mx.uint8, key=key)
+        near = partial(mx.random.randint, middle - 1, middle + 2, dtype=mx.uint8)
+        return in_pieces(shape, key, lambda count, key: near((count,), key=key))
     scale = size / AFFINE_SIZE
     return mx.full(shape, scale if part == "scales" else -scale * 2 ** (packed.how.bits - 1), dtype=dtype)
 
 
-def _random_words(count: int, key: mx.array) -> mx.array:
-    """Return an even number of random words; piece by piece, because kernels count bytes in 32 bits."""
+def in_pieces(shape: tuple[int, ...], key: mx.array, draw: Callable[[int, mx.array], mx.array]) -> mx.array:
+    """Draw an array piece by piece: Ctrl-C is answered in between, and kernels count bytes in 32 bits.
+
+    Args:
+        shape: Of the array.
+        key: Makes it reproducible.
+        draw: Returns so many numbers, given a key.
+    """
+    count = math.prod(shape)
     pieces = [min(PIECE, count - begin) for begin in range(0, count, PIECE)]
-    keys = mx.random.split(key, len(pieces))
+    drawn = []
+    for size, each in zip(pieces, mx.random.split(key, len(pieces)), strict=True):
+        drawn.append(draw(size, each))
+        mx.eval(drawn[-1])
+    return (mx.concatenate(drawn) if len(drawn) > 1 else drawn[0]).reshape(shape)
+
+
+def _random_words(count: int, key: mx.array) -> mx.array:
+    """Return an even number of random words."""
     # A new key is two words of random bits, the only ones that MLX gives out as they are.
-    words = [mx.random.split(key, size // 2).flatten() for size, key in zip(pieces, keys, strict=True)]
-    return mx.concatenate(words) if len(words) > 1 else words[0]
+    return mx.random.split(key, count // 2).flatten()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,15 @@ import click
 
 from macmoe.bench.measure import Plan
 from macmoe.bench.run import PEER, SIZES, Subject, Work, run
-from macmoe.cli.bench_report import check_folder, check_plot, show
+from macmoe.bench.weights import drawn_bytes, shortened
+from macmoe.cli.bench_report import show
 from macmoe.cli.loading import open_session
-from macmoe.cli.options import cache_bits_option, no_kernels_option
-from macmoe.cli.terminal import progress_bar
+from macmoe.cli.options import Finite, cache_bits_option, check_file, check_plot, no_kernels_option
+from macmoe.cli.terminal import progress_bar, size
+from macmoe.errors import MemoryLimitError
 from macmoe.families import family_of
 from macmoe.inspection import find_config
+from macmoe.tuning.plan import memory_limit
 from macmoe_converters.targets import hub_spelling
 
 COUNT = click.IntRange(min=1)
@@ -31,9 +36,9 @@ FILE = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
 @click.option("--batch", "batches", type=COUNT, multiple=True, help="Decode so many sequences at once.")
 @click.option("--tokens", type=COUNT, default=64, show_default=True, help="Decoded in a round.")
 @click.option("--rounds", type=COUNT, default=3, show_default=True, help="Of each side, in turn.")
-@click.option("--time-limit", type=click.FloatRange(min=0, min_open=True), help="Seconds for one case.")
+@click.option("--time-limit", type=Finite(min=0, min_open=True), help="Seconds for one case.")
 @click.option("--against", type=click.Choice([PEER]), help="Measure it too, on the same weights.")
-@click.option("--json", "json_file", type=FILE, callback=check_folder, help="Write JSON to a file, or to -.")
+@click.option("--json", "json_file", type=FILE, callback=check_file, help="Write JSON to a file, or to -.")
 @click.option("--plot", "plot_file", type=FILE, callback=check_plot, help="Draw into a PNG or SVG file.")
 @cache_bits_option
 @no_kernels_option
@@ -54,6 +59,7 @@ def command(*, model_name: str | None, shape: str | None, layers: int | None, **
     config = find_config(name)[0]
     work.check_fits(name, family_of(config).build(config).config.max_position_embeddings)
     if shape:
+        _check_memory(shape, config, layers)
         subject = Subject.drawn(shape, config, layers, how["cache_bits"])
     else:
         model = open_session(name).model
@@ -62,3 +68,22 @@ def command(*, model_name: str | None, shape: str | None, layers: int | None, **
         sides = subject.sides(against_peer=how["against"] is not None)
         report = run(subject, sides, work, done=lambda report: bar(len(report.cases), work.cases))
     show(report, how["json_file"], how["plot_file"])
+
+
+def _check_memory(shape: str, config: Mapping[str, Any], layers: int | None) -> None:
+    """Refuse weights that this machine cannot hold, before any is drawn.
+
+    Raises:
+        MemoryLimitError: See above; the message says with how many layers they fit.
+        UsageError: The model does not have so many layers.
+    """
+    cut, limit = shortened(config, layers), memory_limit()
+    needed = drawn_bytes(cut)
+    if needed <= limit:
+        return
+    fewer = range(1, cut["num_hidden_layers"])
+    fit = bisect_right(fewer, limit, key=lambda count: drawn_bytes(shortened(config, count)))
+    way = f"take --layers {fit}" if fit else "not even one layer does"
+    raise MemoryLimitError(
+        f"{shape}: {size(needed)} of weights do not fit into {size(limit)} of memory; {way}"
+    )

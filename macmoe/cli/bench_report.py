@@ -10,7 +10,6 @@ import click
 from macmoe.bench.measure import BATCH, DECODE, PREFILL, VERIFY, Case, Times
 from macmoe.bench.run import OURS, PEER, Report, device_name, versions
 from macmoe.cli.terminal import size, table
-from macmoe.errors import UsageError
 
 NOTHING = "-"
 NOT_MEASURED = "not measured"
@@ -97,35 +96,6 @@ def _reasons(report: Report) -> list[str]:
         for name, side in case.sides.items()
         if side.failure
     ]
-
-
-def check_folder(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
-    """Refuse a file in a folder that does not exist, before anything is measured.
-
-    Raises:
-        UsageError: See above.
-    """
-    if path is not None and not path.parent.is_dir():
-        raise UsageError(f"{path}: there is no folder {path.parent}; create it first")
-    return path
-
-
-def check_plot(ctx: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
-    """Refuse a picture that cannot be drawn, before anything is measured.
-
-    Raises:
-        UsageError: matplotlib is not installed or knows no such format, or there is no such folder.
-    """
-    if path is None:
-        return None
-    try:
-        from matplotlib.figure import Figure  # noqa: PLC0415 - an extra, and half a second
-    except ImportError:
-        raise UsageError("--plot needs matplotlib; install macmoe[plot]") from None
-    formats = Figure().canvas.get_supported_filetypes()
-    if path.suffix.removeprefix(".") not in formats:
-        raise UsageError(f"{path}: no format that can be drawn; there are {', '.join(formats)}")
-    return check_folder(ctx, parameter, path)
 
 
 def show(report: Report, json_file: Path | None, plot_file: Path | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import resource
 import time
@@ -13,15 +14,19 @@ from pathlib import Path
 import click
 
 from macmoe.cli.learning import open_learned
+from macmoe.cli.options import Finite, check_file, check_plot
 from macmoe.cli.quality import open_within, write_quality
 from macmoe.cli.terminal import note, progress_bar, size, table
 from macmoe.errors import UsageError
 from macmoe.location import find_model
+from macmoe.tokenizer import Tokenizer
 from macmoe_converters import KEEP, LEARNED, RECIPES, Conversion, open_conversion
 from macmoe_converters.conversion import MACMOE
-from macmoe_converters.sink import SHARD_BYTES, Output, free_bytes, is_finished
+from macmoe_converters.sink import SHARD_BYTES, Output, check_target, free_bytes, is_finished
 from macmoe_converters.targets import ENCODERS
 from macmoe_converters.verify import verify
+
+logger = logging.getLogger(__name__)
 
 LAYOUTS = (MACMOE, *ENCODERS)
 UNITS = {"": 1, "K": 1_000, "M": 1_000_000, "G": 1_000_000_000, "T": 1_000_000_000_000}
@@ -42,16 +47,25 @@ class Bytes(click.ParamType):
         return number
 
 
+FILE = click.Path(path_type=Path)
+
+
+def _check_out(_: click.Context, __: click.Parameter, out: Path | None) -> Path | None:
+    if out is not None and out.name in ("", ".."):
+        raise UsageError(f"{out}: is no name of a new folder; the result needs one")
+    return out
+
+
 @click.command()
 @click.argument("source")
-@click.option("--out", type=click.Path(path_type=Path), help="The folder to make.")
+@click.option("--out", type=FILE, callback=_check_out, help="The folder to make.")
 @click.option(
     "--quantize",
     "recipe",
     type=click.Choice([*RECIPES, *LEARNED]),
     default=KEEP,
     show_default=True,
-    help="How plain matrices are packed; packed ones are repacked bit for bit.",
+    help="How matrices are packed; what is packed already stays so unless this is smaller.",
 )
 @click.option(
     "--to", type=click.Choice(LAYOUTS), default=MACMOE, show_default=True, help="Layout of the result."
@@ -59,7 +73,7 @@ class Bytes(click.ParamType):
 @click.option(
     "--bits-per-weight",
     "budget",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Finite(min=0, min_open=True),
     metavar="BITS",
     help="Instead of a recipe: spend so many bits where the model needs them most.",
 )
@@ -69,11 +83,15 @@ class Bytes(click.ParamType):
     help="Text for --bits-per-weight and dwq4; otherwise what the model writes itself.",
 )
 @click.option(
-    "--report", "report_file", type=click.Path(path_type=Path), help="Write errors to this JSON file."
+    "--report", "report_file", type=FILE, callback=check_file, help="Write errors to this JSON file."
 )
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw error and bits of each layer (PNG, PDF).")
+@click.option("--plot", type=FILE, callback=check_plot, help="Draw error and bits of each layer (PNG, PDF).")
 @click.option(
-    "--shard-size", type=Bytes(), default=SHARD_BYTES, show_default="5GB", help="Of a file of weights."
+    "--shard-size",
+    type=Bytes(),
+    default=f"{SHARD_BYTES // UNITS['G']}GB",
+    show_default=True,
+    help="Of a file of weights.",
 )
 @click.option("--hashes/--no-hashes", default=True, help="Record the SHA-256 of each file in macmoe.json.")
 @click.option("--resume", is_flag=True, help="Continue where an earlier run was stopped.")
@@ -107,10 +125,14 @@ def command(
         {
             "Missing option '--out' (or '--dry-run').": out is None and not dry_run,
             "Give either --quantize or --bits-per-weight.": budget is not None and recipe != KEEP,
+            "--calibration is for --bits-per-weight and dwq4 only.": calibration is not None
+            and budget is None
+            and recipe not in LEARNED,
         }
     )
     begin = time.monotonic()
     folder = find_model(source)
+    _check_target(None if dry_run else out, folder, continues=resume or proves, force=force)
     if budget:
         conversion = open_within(folder, budget, calibration)
     elif recipe in LEARNED and out and not dry_run:
@@ -121,11 +143,12 @@ def command(
         raise UsageError(
             f"{source}: is a macmoe checkpoint already; use it as it is, or pack it smaller with --quantize"
         )
+    output = conversion.output(shard_size, to)
+    _check_tokenizer(output)
     if out is None or dry_run:
-        output = conversion.output(shard_size, to)
         click.echo(summary(conversion, output, free_bytes(out or Path.cwd() / "out")))
         return
-    if not (proves and is_finished(conversion.output(shard_size, to), out)):
+    if not (proves and is_finished(output, out)):
         _write(
             out,
             partial(
@@ -137,7 +160,6 @@ def command(
                 force=force,
             ),
         )
-        output = conversion.output(shard_size, to)
         note(f"{out}: {report(conversion, output, time.monotonic() - begin)}")
     if proves:
         _prove(conversion, out, to)
@@ -149,6 +171,25 @@ def _refuse(mistakes: Mapping[str, bool]) -> None:
     for message, made in mistakes.items():
         if made:
             raise click.UsageError(message)
+
+
+def _check_target(out: Path | None, folder: Path, *, continues: bool, force: bool) -> None:
+    """Refuse an output that exists before anything is measured; what such a run made can be gone on with."""
+    if out and not (continues and (out / "config.json").is_file()):
+        check_target(out, folder, force=force)
+
+
+def _check_tokenizer(output: Output) -> None:
+    """Warn of a checkpoint without a tokenizer.
+
+    Raises:
+        CheckpointError: It has one that is damaged.
+    """
+    folder = next((each for each in output.companions if (each / "tokenizer.json").is_file()), None)
+    if folder is None:
+        logger.warning("%s: no tokenizer.json, without which it answers nothing", output.companions[0])
+    else:
+        Tokenizer.from_folder(folder)
 
 
 def _prove(conversion: Conversion, out: Path, to: str) -> None:

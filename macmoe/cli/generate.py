@@ -23,7 +23,7 @@ from macmoe.cli.options import (
     open_cache,
 )
 from macmoe.cli.terminal import is_terminal, progress_bar, read_text, write_answer
-from macmoe.errors import UsageError
+from macmoe.errors import ChatFormatError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -127,5 +127,9 @@ def read_tools(path: Path | None) -> list[Any]:
         raise UsageError(f"{path}: invalid JSON ({error}); tools are a JSON list of declarations") from None
     if not isinstance(tools, list):
         raise UsageError(f"{path}: holds a JSON {type(tools).__name__}; tools are a list of declarations")
-    check_tools(tools)
+    for number, tool in enumerate(tools, 1):
+        try:
+            check_tools([tool])
+        except ChatFormatError as error:
+            raise ChatFormatError(f"{path}: tool {number}: {error}") from None
     return tools

@@ -12,9 +12,10 @@ from macmoe.checkpoint import MARKER, is_macmoe_folder, load_weights
 from macmoe.cli.quality import own_words
 from macmoe.cli.terminal import note, progress_bar, size
 from macmoe.config import load_json
+from macmoe.defaults import Defaults
 from macmoe.errors import MemoryLimitError, UsageError
 from macmoe.families import family_of
-from macmoe.session import Defaults, Session, load_model
+from macmoe.session import Session, load_model
 from macmoe.shards import Shards
 from macmoe.tokenizer import Tokenizer
 from macmoe.tuning.plan import memory_limit

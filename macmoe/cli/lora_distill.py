@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from macmoe.cli.loading import open_session
-from macmoe.cli.options import THINKING, adapter_option
+from macmoe.cli.options import THINKING, Finite, adapter_option
 from macmoe.cli.terminal import note, progress_bar, table
 from macmoe.sampling import SamplingOptions
 from macmoe.tuning.data import read_dataset
@@ -48,8 +48,8 @@ SAMPLING = ("temperature", "top_p", "top_k", "seed")
 @click.option("--tries", type=click.IntRange(1), default=4, show_default=True, help="Replies to a question.")
 @click.option("--keep", type=click.IntRange(1), default=1, show_default=True, help="Replies to keep of them.")
 @click.option("--max-tokens", type=click.IntRange(1), default=2048, show_default=True, help="Of a reply.")
-@click.option("--temperature", type=click.FloatRange(0), default=1.0, show_default=True)
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
+@click.option("--temperature", type=Finite(0), default=1.0, show_default=True)
+@click.option("--top-p", type=Finite(0, 1, min_open=True), default=1.0, show_default=True)
 @click.option("--top-k", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--block", type=click.IntRange(1), default=16, show_default=True, help="Asked together.")
 @click.option("--seed", type=int, default=0, show_default=True)

@@ -9,6 +9,7 @@ import click
 
 import macmoe
 from macmoe.adapters.opening import open_adapter
+from macmoe.cli.options import Finite
 from macmoe.cli.terminal import note, read_text, table
 from macmoe.converted import ready
 from macmoe.location import find_model
@@ -33,7 +34,7 @@ LONGEST = 256  # tokens whose distributions are held at once
     show_default=True,
     help="Of the touched matrices: the base's, 8 bits where it is packed, or full.",
 )
-@click.option("--keep", type=click.FloatRange(0, 1), default=0.9, show_default=True, help="Share to keep.")
+@click.option("--keep", type=Finite(0, 1), default=0.9, show_default=True, help="Share to keep.")
 @click.option("--strict", is_flag=True, help="Refuse where less is kept, instead of a finer precision.")
 @click.option("--text", default=TEXT, help="Measure on this text; `-` reads standard input.")
 def command(

@@ -1,8 +1,9 @@
-"""Options that commands share: how to answer, and which cache to go on with."""
+"""Options that commands share: how to answer, which cache to go on with, where to write."""
 
 from __future__ import annotations
 
 import functools
+import math
 import os
 from contextlib import contextmanager
 from dataclasses import fields
@@ -25,6 +26,18 @@ if TYPE_CHECKING:
 THINKING = ("off", "on", "low", "medium", "high")
 MAX_TOKENS = Settings().max_tokens
 
+
+class Finite(click.FloatRange):
+    """A number between limits; click's own type also takes NaN, which no limit excludes, and infinity."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number", param, ctx)
+        return number
+
+
 ANSWER_OPTIONS = (
     click.option(
         "--model", "model_name", default="tiny:qwen3", show_default=True, help="Folder, hub id or tiny:..."
@@ -44,16 +57,43 @@ ANSWER_OPTIONS = (
         help="Thinking included.",
     ),
     click.option("--max-answer-tokens", type=click.IntRange(1), help="Thinking not included."),
-    click.option("--temperature", type=click.FloatRange(0), help="0 takes the most probable token."),
-    click.option(
-        "--top-p", type=click.FloatRange(0, 1, min_open=True), help="Keep tokens up to this probability."
-    ),
+    click.option("--temperature", type=Finite(0), help="0 takes the most probable token."),
+    click.option("--top-p", type=Finite(0, 1, min_open=True), help="Keep tokens up to this probability."),
     click.option("--top-k", type=click.IntRange(0), help="Keep this many tokens; 0 keeps all."),
-    click.option(
-        "--min-p", type=click.FloatRange(0, 1), help="Drop tokens below this share of the best one."
-    ),
+    click.option("--min-p", type=Finite(0, 1), help="Drop tokens below this share of the best one."),
     click.option("--seed", type=click.IntRange(0, SEEDS - 1), help="Makes a sampled answer reproducible."),
 )
+
+
+def check_file(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
+    """Refuse a file that cannot be made, before there is anything to write.
+
+    Raises:
+        UsageError: Its folder does not exist, or it is a folder itself.
+    """
+    if path is not None and not path.parent.is_dir():
+        raise UsageError(f"{path}: there is no folder {path.parent}; create it first")
+    if path is not None and path.is_dir():
+        raise UsageError(f"{path}: is a folder; give the name of a file in it")
+    return path
+
+
+def check_plot(ctx: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
+    """Refuse a picture that cannot be drawn, before there is anything to draw.
+
+    Raises:
+        UsageError: matplotlib is not installed or knows no such format, or the file cannot be made.
+    """
+    if path is None:
+        return None
+    try:
+        from matplotlib.figure import Figure  # noqa: PLC0415 - an extra, and half a second
+    except ImportError:
+        raise UsageError("--plot needs matplotlib; install macmoe[plot]") from None
+    formats = Figure().canvas.get_supported_filetypes()
+    if path.suffix.removeprefix(".") not in formats:
+        raise UsageError(f"{path}: no format that can be drawn; there are {', '.join(formats)}")
+    return check_file(ctx, parameter, path)
 
 
 def answer_options(command: Callable[..., None]) -> Callable[..., None]:

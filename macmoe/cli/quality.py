@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from macmoe.chat.messages import Message
 from macmoe.cli.terminal import progress_bar, table
+from macmoe.defaults import Defaults
 from macmoe.errors import UsageError
 from macmoe.generate import generate
 from macmoe.sampling import Sampler, SamplingOptions
-from macmoe.session import Defaults, Session, load_model
+from macmoe.session import Session, load_model
 from macmoe.tokenizer import Tokenizer
 from macmoe_converters import Conversion, open_conversion
 from macmoe_converters.exchange import choose
@@ -97,15 +98,9 @@ def _row(name: str, figures: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def _draw(found: dict[str, Any], path: Path) -> None:
-    """Draw error and bits of each layer.
+    """Draw error and bits of each layer."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - an extra, and half a second
 
-    Raises:
-        UsageError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure  # noqa: PLC0415 - an extra, and half a second
-    except ImportError:
-        raise UsageError("--plot needs matplotlib; install macmoe[plot]") from None
     figure = Figure(figsize=(8, 4), layout="constrained")
     errors, bits = figure.subplots(2, 1, sharex=True)
     layers = range(len(found["layers"]))

@@ -73,20 +73,20 @@ class GptOssConfig:
             ConfigError: A key is missing, unknown, or asks for something that these models do not have.
         """
         reader = ConfigReader(data, file)
-        max_position = reader.take("max_position_embeddings", int)
+        max_position = reader.size("max_position_embeddings")
         config = cls(
-            vocab_size=reader.take("vocab_size", int),
-            hidden_size=reader.take("hidden_size", int),
-            intermediate_size=reader.take("intermediate_size", int),
-            num_hidden_layers=reader.take("num_hidden_layers", int),
-            num_attention_heads=reader.take("num_attention_heads", int),
-            num_key_value_heads=reader.take("num_key_value_heads", int),
-            head_dim=reader.take("head_dim", int),
-            num_local_experts=reader.take("num_local_experts", int),
-            num_experts_per_tok=reader.take("num_experts_per_tok", int, aliases=("experts_per_token",)),
+            vocab_size=reader.size("vocab_size"),
+            hidden_size=reader.size("hidden_size"),
+            intermediate_size=reader.size("intermediate_size"),
+            num_hidden_layers=reader.size("num_hidden_layers"),
+            num_attention_heads=reader.size("num_attention_heads"),
+            num_key_value_heads=reader.size("num_key_value_heads"),
+            head_dim=reader.size("head_dim"),
+            num_local_experts=reader.size("num_local_experts"),
+            num_experts_per_tok=reader.size("num_experts_per_tok", aliases=("experts_per_token",)),
             swiglu_limit=reader.take("swiglu_limit", float),
             rms_norm_eps=reader.take("rms_norm_eps", float),
-            sliding_window=reader.take("sliding_window", int),
+            sliding_window=reader.size("sliding_window"),
             layer_types=tuple(reader.take("layer_types", list)),
             max_position_embeddings=max_position,
             tie_word_embeddings=reader.take("tie_word_embeddings", bool, False),

@@ -45,11 +45,11 @@ class MoEConfig:
     def read(cls, reader: ConfigReader) -> "MoEConfig":
         """Take the keys of the mixture."""
         return cls(
-            num_experts=reader.take("num_experts", int, aliases=("num_local_experts",)),
-            num_experts_per_tok=reader.take("num_experts_per_tok", int),
-            moe_intermediate_size=reader.take("moe_intermediate_size", int),
+            num_experts=reader.size("num_experts", aliases=("num_local_experts",)),
+            num_experts_per_tok=reader.size("num_experts_per_tok"),
+            moe_intermediate_size=reader.size("moe_intermediate_size"),
             norm_topk_prob=reader.take("norm_topk_prob", bool),
-            decoder_sparse_step=reader.take("decoder_sparse_step", int, 1),
+            decoder_sparse_step=reader.size("decoder_sparse_step", 1),
             mlp_only_layers=tuple(reader.take("mlp_only_layers", list, [])),
         )
 
@@ -90,15 +90,15 @@ class Qwen3Config:
             ConfigError: A key is missing, unknown, or asks for something that these models do not have.
         """
         reader = ConfigReader(data, file)
-        max_position = reader.take("max_position_embeddings", int)
+        max_position = reader.size("max_position_embeddings")
         config = cls(
-            vocab_size=reader.take("vocab_size", int),
-            hidden_size=reader.take("hidden_size", int),
-            intermediate_size=reader.take("intermediate_size", int),
-            num_hidden_layers=reader.take("num_hidden_layers", int),
-            num_attention_heads=reader.take("num_attention_heads", int),
-            num_key_value_heads=reader.take("num_key_value_heads", int),
-            head_dim=reader.take("head_dim", int),
+            vocab_size=reader.size("vocab_size"),
+            hidden_size=reader.size("hidden_size"),
+            intermediate_size=reader.size("intermediate_size"),
+            num_hidden_layers=reader.size("num_hidden_layers"),
+            num_attention_heads=reader.size("num_attention_heads"),
+            num_key_value_heads=reader.size("num_key_value_heads"),
+            head_dim=reader.size("head_dim"),
             rms_norm_eps=reader.take("rms_norm_eps", float),
             max_position_embeddings=max_position,
             tie_word_embeddings=reader.take("tie_word_embeddings", bool),

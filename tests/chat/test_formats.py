@@ -297,6 +297,13 @@ def test_newlines_around_the_reasoning_of_r1_are_those_of_its_tags():
     )
 
 
+def test_gpt_oss_has_no_tools_where_its_prompt_begins_the_answer():
+    tool = {"type": "function", "function": {"name": "add", "description": "", "parameters": {}}}
+    with pytest.raises(ChatFormatError, match=r"cannot call tools with thinking='off'.*thinking='low'"):
+        HarmonyFormat().render([QUESTION], tools=[tool], thinking="off")
+    assert "functions" in text_of(HarmonyFormat().render([QUESTION], tools=[tool], thinking="low"))
+
+
 def test_target_follows_the_mode_that_is_asked_for():
     empty_block = Qwen3Format().render_target([QUESTION, ANSWER], thinking="on")
     assert [segment.text for segment in empty_block if segment.trainable] == [

@@ -146,6 +146,21 @@ def test_model_without_tokenizer_is_one_line(macmoe, folder, command):
     assert "tokenizer.json" in result.stderr
 
 
+def test_a_damaged_tokenizer_is_not_converted(macmoe, folder, tmp_path):
+    (folder / "tokenizer.json").write_text("{")
+    result = macmoe(*(part.format(folder=folder, out=tmp_path / "out") for part in COMMANDS["convert"]))
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert f"{folder}/tokenizer.json: not a tokenizer" in result.stderr
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_missing_tokenizer_is_a_warning_of_a_conversion(macmoe, folder, tmp_path, caplog):
+    no_tokenizer(folder)
+    result = macmoe(*(part.format(folder=folder, out=tmp_path / "out") for part in COMMANDS["convert"]))
+    assert result.exit_code == 0
+    assert caplog.messages == [f"{folder}: no tokenizer.json, without which it answers nothing"]
+
+
 def test_nan_weights_are_a_warning_that_names_the_tensor(macmoe, folder, caplog):
     def poison(tensors):
         tensors["model.norm.weight"] = tensors["model.norm.weight"] * float("nan")

@@ -47,6 +47,8 @@ def test_other_layouts_are_written(macmoe, tmp_path, layout):
     ("options", "message"),
     [
         (("--quantize", "4bit", "--bits-per-weight", "4"), "either --quantize or --bits-per-weight"),
+        (("--quantize", "8bit", "--calibration", __file__), "is for --bits-per-weight and dwq4 only"),
+        (("--calibration", __file__), "is for --bits-per-weight and dwq4 only"),
     ],
 )
 def test_options_that_exclude_each_other_are_wrong_usage(macmoe, tmp_path, options, message):
@@ -70,3 +72,34 @@ def test_what_cannot_be_done_is_one_line(macmoe, tmp_path, options, message):
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert message in result.stderr
     assert list(tmp_path.iterdir()) == [text]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--plot", "{folder}/r.xyz"), "r.xyz: no format that can be drawn; there are "),
+        (("--plot", "{folder}/none/r.png"), "there is no folder"),
+        (("--report", "{folder}/none/r.json"), "there is no folder"),
+        (("--report", "{folder}"), "is a folder; give the name of a file in it"),
+        (("--report", ""), "is a folder; give the name of a file in it"),
+        (("--out", ""), ".: is no name of a new folder"),
+        (("--out", ".."), "..: is no name of a new folder"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_first(macmoe, tmp_path, options, message):
+    options = [option.format(folder=tmp_path) for option in options]
+    result = macmoe("convert", str(HUB / "qwen3"), "--out", str(tmp_path / "out"), *options)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert message in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("further", [(), ("--resume",), ("--verify",)])
+def test_an_existing_output_is_refused_before_measuring(macmoe, tmp_path, monkeypatch, further):
+    monkeypatch.setattr("macmoe.cli.convert.open_within", lambda *_: pytest.fail("it was measured"))
+    (tmp_path / "precious").touch()
+    result = macmoe(
+        "convert", str(HUB / "qwen3"), "--out", str(tmp_path), "--bits-per-weight", "4.5", *further
+    )
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: {tmp_path}: exists already; choose another folder")

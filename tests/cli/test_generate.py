@@ -195,8 +195,8 @@ def test_tools_are_declared_and_calls_are_parsed(macmoe, session, tmp_path):
     [
         ("[", "tools.json: invalid JSON"),
         ('{"a": 1}', "tools.json: holds a JSON dict; tools are a list"),
-        ('[{"name": "add"}]', "a tool is declared as"),
-        ("[1]", "a tool is declared as"),
+        ('[{"name": "add"}]', "tools.json: tool 1: a tool is declared as"),
+        (json.dumps([*DECLARED, 1]), "tools.json: tool 2: a tool is declared as"),
     ],
 )
 def test_unusable_tools_are_one_line(macmoe, tmp_path, text, words):

@@ -14,6 +14,7 @@ import pytest
 from macmoe import __version__
 from macmoe.__main__ import main
 from macmoe.cli import COMMANDS, cli
+from macmoe.cli.options import Finite
 from macmoe.errors import ConfigError
 from tests.conftest import ROOT
 
@@ -103,6 +104,14 @@ def test_help_of_a_command_starts_with_its_line(macmoe, name):
         (["generate", "hi", "--raw", "--system", "x"], "Error: --raw goes without --system"),
         (["score", "tiny:qwen3"], "Error: Give either TEXT, --file FILE or --tokens FILE."),
         (["convert", "somewhere"], "Error: Missing option '--out' (or '--dry-run')."),
+        (
+            ["convert", "somewhere", "--bits-per-weight", "nan"],
+            "Error: Invalid value for '--bits-per-weight': nan is no finite number",
+        ),
+        (
+            ["generate", "hi", "--temperature", "inf"],
+            "Error: Invalid value for '--temperature': inf is no finite number",
+        ),
     ],
 )
 def test_wrong_usage_exits_with_2(macmoe, arguments, line):
@@ -111,6 +120,13 @@ def test_wrong_usage_exits_with_2(macmoe, arguments, line):
     assert result.stdout == ""
     assert result.stderr.startswith("Usage: macmoe ")
     assert result.stderr.splitlines()[-1].startswith(line)
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "lora"])
+def test_numbers_are_finite(name):
+    command = cli.get_command(click.Context(cli), name)
+    kinds = [option.type for option in command.params]
+    assert all(isinstance(kind, Finite) for kind in kinds if isinstance(kind, click.types.FloatParamType))
 
 
 @pytest.mark.parametrize(
@@ -157,16 +173,33 @@ def test_interrupt_during_the_imports_exits_with_130(monkeypatch):
     assert caught.value.code == 130
 
 
-def test_closed_streams_are_no_terminals():
-    result = subprocess.run(
-        ["sh", "-c", f"{shlex.quote(sys.executable)} -m macmoe generate 'What is 1 + 2?' >&-"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
+def with_streams(redirection, *arguments, start=("-m", "macmoe")):
+    command = shlex.join([sys.executable, *start, *arguments])
+    return subprocess.run(
+        ["sh", "-c", f"{command} {redirection}"], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert result.returncode == 0
-    assert "error" not in result.stderr
+
+
+@pytest.mark.parametrize("start", [("-m", "macmoe"), ("-c", "from macmoe.__main__ import main; main()")])
+@pytest.mark.parametrize("redirection", ["<&-", "<&- 2>&-"])
+def test_closed_input_and_errors_change_no_answer(redirection, start):
+    asked = ("generate", "What is 17 + 25?", "--temperature", "0", "--thinking", "off")
+    result = with_streams(redirection, *asked, start=start)
+    assert (result.returncode, result.stdout) == (0, "The answer is 42.\n")
+
+
+def test_closed_input_is_empty():
+    result = with_streams("<&-", "generate", "-")
+    assert result.returncode == 1
+    assert result.stderr == "error: the prompt is empty: there is nothing to answer\n"
+
+
+@pytest.mark.parametrize("arguments", [("generate", "What is 1 + 2?"), ("inspect", "qwen3-8b"), ("--help",)])
+def test_nothing_gets_lost_in_a_closed_output(arguments):
+    result = with_streams(">&-", *arguments)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("error: standard output is closed")
+    assert "Traceback" not in result.stderr
 
 
 def test_closed_pipe_is_quiet():
