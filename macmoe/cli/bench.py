@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +9,13 @@ import click
 
 from macmoe.bench.measure import Plan
 from macmoe.bench.run import PEER, SIZES, Subject, Work, run
-from macmoe.bench.weights import drawn_bytes, shortened
 from macmoe.cli.bench_report import show
 from macmoe.cli.loading import open_session
 from macmoe.cli.options import Finite, cache_bits_option, check_file, check_plot, no_kernels_option
-from macmoe.cli.terminal import progress_bar, size
-from macmoe.errors import MemoryLimitError
+from macmoe.cli.shapes import check_memory
+from macmoe.cli.terminal import progress_bar
 from macmoe.families import family_of
 from macmoe.inspection import find_config
-from macmoe.tuning.plan import memory_limit
 from macmoe_converters.targets import hub_spelling
 
 COUNT = click.IntRange(min=1)
@@ -59,7 +55,7 @@ def command(*, model_name: str | None, shape: str | None, layers: int | None, **
     config = find_config(name)[0]
     work.check_fits(name, family_of(config).build(config).config.max_position_embeddings)
     if shape:
-        _check_memory(shape, config, layers)
+        check_memory(shape, config, layers)
         subject = Subject.drawn(shape, config, layers, how["cache_bits"])
     else:
         model = open_session(name).model
@@ -68,22 +64,3 @@ def command(*, model_name: str | None, shape: str | None, layers: int | None, **
         sides = subject.sides(against_peer=how["against"] is not None)
         report = run(subject, sides, work, done=lambda report: bar(len(report.cases), work.cases))
     show(report, how["json_file"], how["plot_file"])
-
-
-def _check_memory(shape: str, config: Mapping[str, Any], layers: int | None) -> None:
-    """Refuse weights that this machine cannot hold, before any is drawn.
-
-    Raises:
-        MemoryLimitError: See above; the message says with how many layers they fit.
-        UsageError: The model does not have so many layers.
-    """
-    cut, limit = shortened(config, layers), memory_limit()
-    needed = drawn_bytes(cut)
-    if needed <= limit:
-        return
-    fewer = range(1, cut["num_hidden_layers"])
-    fit = bisect_right(fewer, limit, key=lambda count: drawn_bytes(shortened(config, count)))
-    way = f"take --layers {fit}" if fit else "not even one layer does"
-    raise MemoryLimitError(
-        f"{shape}: {size(needed)} of weights do not fit into {size(limit)} of memory; {way}"
-    )

@@ -14,6 +14,7 @@ from macmoe.bench.machine import OK, WRONG, Checked, Machine, check, kernels_off
 from macmoe.bench.weights import random_model, shortened
 from macmoe.cli.loading import open_session
 from macmoe.cli.options import cache_bits_option, no_kernels_option
+from macmoe.cli.shapes import check_memory
 from macmoe.cli.terminal import note, size
 from macmoe.decoding.examination import Check, Verdict
 from macmoe.decoding.launches import Judged, KernelCheck
@@ -50,11 +51,13 @@ def command(
     """
     if layers and not shapes:
         raise click.UsageError("--layers shortens what --shape names; give a --shape too.")
-    subjects = _subjects(names, {shape: shortened(find_config(shape)[0], layers) for shape in shapes})
+    configs = {shape: find_config(shape)[0] for shape in shapes}
+    subjects = _subjects(names, {shape: shortened(config, layers) for shape, config in configs.items()})
     machine, off = this_machine(), kernels_off()
-    if off:
-        for name in names:
-            find_model(name)  # a wrong name is an error here too
+    for name in names:
+        find_model(name)  # a wrong name is an error where nothing is checked, too
+    for shape, config in ({} if off else configs).items():
+        check_memory(shape, config, layers)
     checked = _checked({} if off else subjects, fresh=fresh, cache_bits=cache_bits)
     if as_json:
         kernels = {"off": off, "models": [each.to_json() for each in checked]}

@@ -146,7 +146,7 @@ def test_a_shape_has_no_more_layers_than_the_model(macmoe):
 
 @pytest.mark.parametrize(("gibibytes", "way"), [(24, "take --layers 6"), (1, "not even one layer does")])
 def test_weights_beyond_the_memory_are_refused_before_they_are_drawn(macmoe, monkeypatch, gibibytes, way):
-    monkeypatch.setattr("macmoe.cli.bench.memory_limit", lambda: gibibytes * 2**30)
+    monkeypatch.setattr("macmoe.cli.shapes.memory_limit", lambda: gibibytes * 2**30)
     monkeypatch.setattr("macmoe.bench.run.random_model", lambda _: pytest.fail("they were drawn"))
     result = macmoe("bench", "--shape", "deepseek-v3")
     assert (result.exit_code, result.stdout) == (1, "")

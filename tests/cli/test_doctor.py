@@ -182,6 +182,14 @@ def test_what_is_asked_for_and_not_checked_is_said(macmoe):
     assert macmoe("doctor", "--model", "nowhere/nothing").exit_code == 1
 
 
+def test_a_shape_beyond_the_memory_is_refused(macmoe, on_gpu, monkeypatch):
+    on_gpu(GOOD)
+    monkeypatch.setattr("macmoe.cli.shapes.memory_limit", lambda: 24 * 2**30)
+    result = macmoe("doctor", "--shape", "deepseek-v3")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.endswith("do not fit into 24.00 GiB of memory; take --layers 6\n")
+
+
 def test_one_model_is_held_at_a_time(macmoe, on_gpu, monkeypatch):
     on_gpu(GOOD)
     alive, drawn_before = [], []
