@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import mlx.core as mx
@@ -206,6 +207,15 @@ def test_a_fusion_measured_on_no_text_is_refused_in_one_line(macmoe, tmp_path: P
     assert (run.exit_code, run.stdout) == (1, "")
     assert run.stderr.startswith("error: a text to measure on is empty")
     assert not out.exists()
+
+
+def test_an_effect_too_small_to_judge_is_fused_and_said_so(macmoe, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("macmoe.tuning.fuse.NOISE", math.inf)
+    outputs, inputs = load_model(find_model("tiny:qwen3"))[1].model.layers[0].self_attn.q_proj.weight.shape
+    adapter = save(tmp_path / "adapter", {"lora_a": (2, inputs), "lora_b": (outputs, 2)})
+    run = macmoe("lora", "fuse", str(adapter), *TINY, "--out", str(tmp_path / "fused"))
+    assert run.exit_code == 0, run.stderr
+    assert run.stdout.splitlines()[-1].endswith("not judged: too small an effect")
 
 
 def test_a_folder_that_is_no_adapter_is_one_line(macmoe, tmp_path: Path):
