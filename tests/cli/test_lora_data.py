@@ -200,3 +200,6 @@ def test_examine_refuses_a_mode_that_the_model_lacks(macmoe, tmp_path):
     run = macmoe("lora", "examine", str(questions), "--mode", "deep")
     assert run.exit_code == 1
     assert "Qwen3 has no thinking='deep'; it accepts off, on, low, medium, high" in run.stderr
+    run = macmoe("lora", "examine", str(questions), "--mode", "/no_think", "--model", "tiny:gpt-oss")
+    assert (run.exit_code, run.stdout) == (1, "")
+    assert "GPT-OSS reads no /think flags; only Qwen3 does" in run.stderr
