@@ -138,7 +138,7 @@ MISTAKES = {
     "no such file": (("--config", "nowhere.toml"), "no such file"),
     "nothing to resume": (
         (*TINY, "--data", "DATA", "--max-length", "64", "--resume"),
-        "not found",
+        "adapter: holds no run to resume; leave out --resume",
     ),
 }
 
