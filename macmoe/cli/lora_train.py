@@ -12,7 +12,7 @@ from macmoe.cli.lora_options import run_options
 from macmoe.cli.lora_plan import plan_rows
 from macmoe.cli.terminal import note, printable, progress_bar, table
 from macmoe.tuning.config import RunOptions
-from macmoe.tuning.run import open_run, plan_run
+from macmoe.tuning.run import check_run, open_run, plan_run
 
 EXAMPLE = """\b
 macmoe lora train --model tiny:qwen3 --data chats.jsonl --out adapters/chats --epochs 2
@@ -29,6 +29,7 @@ def command(*, options: RunOptions, resume: bool) -> None:
 
     What is not given comes from --config, a TOML file with the sections [data], [lora] and [train].
     """
+    check_run(options, resume=resume)
     note(table(plan_rows(plan_run(options))))
     with progress_bar("training") as progress_of:
         trainer, remarks = open_run(options, functools.partial(_watch, progress_of), resume=resume)

@@ -129,6 +129,7 @@ MISTAKES = {
     "unknown tracker": ((*TINY, "--data", "DATA", "--trackers", "tensorbord"), "did you mean"),
     "balance without routers": ((*TINY, "--data", "DATA", "--balance", "0.01"), "add router to the targets"),
     "no model": (("--data", "DATA"), "'model' is missing"),
+    "a file as the folder": ((*TINY, "--data", "DATA", "--out", "mute.jsonl"), "mute.jsonl: is a file"),
     "no data": ((*TINY, "--data", "nowhere.jsonl"), "nowhere.jsonl"),
     "unknown target": (
         (*TINY, "--data", "DATA", "--targets", "attentions"),
@@ -141,6 +142,10 @@ MISTAKES = {
         "adapter: holds no run to resume; leave out --resume",
     ),
 }
+
+
+# What is told before the plan is printed.
+AT_ONCE = ("a file as the folder", "no data", "nothing to resume", "unknown tracker")
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -156,6 +161,7 @@ def test_mistakes_are_one_line(macmoe, data: str, tmp_path: Path, mistake: str, 
     assert len(errors) == 1
     assert "Traceback" not in result.stderr
     assert "a bug" not in result.stderr
+    assert mistake not in AT_ONCE or result.stderr.count("\n") == 1
 
 
 def save(folder: Path, shapes: dict[str, tuple[int, ...]], family: str = "qwen3") -> Path:
