@@ -111,7 +111,7 @@ def answers_of(session: Session, options: TrainOptions) -> Callable[[], list[dic
 
 
 def check_run(options: RunOptions, *, resume: bool = False) -> None:
-    """Refuse what can be told to fail before a model is opened: folder, trackers, name of the data.
+    """Refuse what can be told to fail before a model is opened: folder, trackers, data, patience.
 
     Args:
         options: The run.
@@ -120,7 +120,8 @@ def check_run(options: RunOptions, *, resume: bool = False) -> None:
     Raises:
         CheckpointError: There is no run to go on with.
         DatasetError: There are no such data.
-        UsageError: The folder is a file or holds a run, or a tracker is unknown or not installed.
+        UsageError: The folder is a file or holds a run, a tracker is unknown or not installed, or `patience`
+            has no validation data to wait for.
     """
     if options.out.exists() and not options.out.is_dir():
         raise UsageError(f"{options.out}: is a file, and a run needs a folder; choose another name")
@@ -130,7 +131,12 @@ def check_run(options: RunOptions, *, resume: bool = False) -> None:
         check_fresh(options.out)
     if mx.distributed.init().rank() == 0:  # the one that writes
         libraries(options.train.trackers)
-    find_files(options.data.data)
+    splits = find_files(options.data.data)
+    if options.train.patience and "valid" not in splits and not options.data.valid_share:
+        raise UsageError(
+            "patience counts evaluations on validation data, and there are none, so it would do nothing; "
+            "hold some out with valid_share, or leave patience out"
+        )
 
 
 def open_run(

@@ -130,6 +130,10 @@ MISTAKES = {
     "balance without routers": ((*TINY, "--data", "DATA", "--balance", "0.01"), "add router to the targets"),
     "no model": (("--data", "DATA"), "'model' is missing"),
     "a file as the folder": ((*TINY, "--data", "DATA", "--out", "mute.jsonl"), "mute.jsonl: is a file"),
+    "patience without validation data": (
+        (*TINY, "--data", "DATA", "--patience", "3"),
+        "patience counts evaluations on validation data, and there are none",
+    ),
     "no data": ((*TINY, "--data", "nowhere.jsonl"), "nowhere.jsonl"),
     "unknown target": (
         (*TINY, "--data", "DATA", "--targets", "attentions"),
@@ -145,7 +149,13 @@ MISTAKES = {
 
 
 # What is told before the plan is printed.
-AT_ONCE = ("a file as the folder", "no data", "nothing to resume", "unknown tracker")
+AT_ONCE = (
+    "a file as the folder",
+    "no data",
+    "nothing to resume",
+    "patience without validation data",
+    "unknown tracker",
+)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
