@@ -62,6 +62,29 @@ def test_a_run_goes_on_only_when_asked_to(macmoe, data: str, tmp_path: Path):
     assert macmoe(*run, "--resume").exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("every", "words"),
+    [
+        (1, "2 updates, 1 saved and 1 lost; the same command with --resume continues"),
+        (9, "2 updates, 0 saved and 2 lost; the same command begins anew"),
+    ],
+)
+def test_ctrl_c_says_how_to_continue_and_what_is_lost(macmoe, data: str, tmp_path: Path, every, words: str):
+    run = ("lora", "train", *TINY, "--data", data, "--out", str(tmp_path / "run"), *SHORT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("macmoe.cli.lora_train._watch", stop_at_two)
+        stopped = macmoe(*run, "--save-every", str(every))
+    assert stopped.exit_code == 130
+    assert stopped.stderr.splitlines()[-1] == f"{tmp_path / 'run'}: stopped after {words}"
+    assert macmoe(*run, *(("--resume",) if every == 1 else ())).exit_code == 0
+
+
+def stop_at_two(_: object, line: dict) -> None:
+    """Press Ctrl-C when the second update is made and not yet saved."""
+    if line["step"] == 2:
+        raise KeyboardInterrupt
+
+
 def test_an_output_that_exists_is_refused_before_anything_is_loaded(
     macmoe, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
