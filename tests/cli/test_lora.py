@@ -15,6 +15,7 @@ from macmoe.adapters.lora import LoraSpec
 from macmoe.converted import ready
 from macmoe.location import find_model
 from macmoe.session import load_model
+from macmoe.tuning.config import LoraOptions, TrainOptions
 from macmoe.tuning.metrics import METRICS
 from macmoe_converters.conversion import Conversion
 from tests.conftest import ROOT
@@ -268,6 +269,21 @@ def test_help_of_every_command(macmoe, name: str):
     result = macmoe("lora", name, "--help")
     assert result.exit_code == 0
     assert result.stdout.startswith(f"Usage: macmoe lora {name}")
+
+
+@pytest.mark.parametrize("name", ["plan", "train"])
+def test_help_shows_the_defaults_of_the_settings(macmoe, name: str):
+    text = " ".join(macmoe("lora", name, "--help").stdout.split())
+    train, lora = TrainOptions(), LoraOptions()
+    for words in (
+        "The folder of the run. [default: adapter]",
+        f"Updates between two savings. [default: {train.save_every}]",
+        f"The highest. [default: {train.learning_rate}]",
+        f"How it falls. [default: {train.schedule}]",
+        f"path patterns, by comma. [default: {','.join(lora.targets)}]",
+    ):
+        assert words in text
+    assert "Updates in all, instead. --rows" in text, "without a default, none is shown"
 
 
 def test_samples_are_answered_in_both_modes_at_every_evaluation(macmoe, tmp_path: Path):
