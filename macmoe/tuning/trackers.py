@@ -94,7 +94,9 @@ def libraries(names: Sequence[str]) -> list[Any]:
     found = []
     for name in names:
         if name not in TRACKERS:
-            raise UsageError(f"'{name}' is no tracker{nearest(name, list(TRACKERS))}")
+            raise UsageError(
+                f"'{name}' is no tracker; there are {', '.join(TRACKERS)}{nearest(name, list(TRACKERS))}"
+            )
         module, extra, _ = TRACKERS[name]
         try:
             found.append(importlib.import_module(module))
