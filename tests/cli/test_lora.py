@@ -123,6 +123,8 @@ def test_plan_counts_and_refuses(macmoe, data: str):
     assert refused.exit_code == 1
     assert "does not fit" in refused.stderr
     assert "it would with" in refused.stderr
+    assert " of 0.0001 GiB; it would not with smaller" in macmoe(*plan, "--memory", "0.0001").stderr
+    assert macmoe(*plan, "--memory", "-1").exit_code == 2
 
 
 TINY = ("--model", "tiny:qwen3")

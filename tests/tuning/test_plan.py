@@ -55,7 +55,7 @@ def test_what_does_not_fit_names_the_cheapest_changes_and_those_suffice():
     with pytest.raises(MemoryLimitError, match="it would with recompute = true, rows = 1 and acc"):
         check_fits(model, wanted, WEIGHTS, 4, limit)
     assert check_fits(model, fits, WEIGHTS, 4, limit).total == limit
-    with pytest.raises(MemoryLimitError, match="nor with smaller settings"):
+    with pytest.raises(MemoryLimitError, match="; it would not with smaller settings either, so take"):
         check_fits(model, wanted, WEIGHTS, 4, WEIGHTS)
 
 
