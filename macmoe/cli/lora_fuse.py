@@ -56,7 +56,11 @@ def command(
         raise_precision=not strict,
     )
     rows = [("precision", "KL(adapted||base)", "KL(adapted||fused)", "kept")]
-    rows += [(e.precision, f"{e.to_base:.3g}", f"{e.to_fused:.3g}", f"{e.kept:.1%}") for e in effects]
+    rows += [(e.precision, f"{e.to_base:.3g}", f"{e.to_fused:.3g}", _share(e.kept)) for e in effects]
     click.echo(table(rows))
     write_fused(source, modules, out, record(effects))
     note(f"{out}: {len(modules):,} matrices fused")
+
+
+def _share(kept: float | None) -> str:
+    return "not judged: too small an effect" if kept is None else f"{kept:.1%}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +10,16 @@ from typing import Any, get_args
 
 import click
 
-from macmoe.tuning.config import OptimizerName, ScheduleName, read_run
+from macmoe.tuning.config import (
+    LoraOptions,
+    OptimizerName,
+    RunOptions,
+    ScheduleName,
+    TrainOptions,
+    read_run,
+)
 from macmoe.tuning.masks import EmptyThinking
+from macmoe.tuning.prepare import DataOptions
 
 # Section of the settings, name, type, help. None leaves the value to the file, then to the default.
 SETTINGS: tuple[tuple[str, str, Any, str], ...] = (
@@ -48,12 +57,14 @@ SETTINGS: tuple[tuple[str, str, Any, str], ...] = (
     ("train", "clip", float, "Largest norm of an update's gradient."),
     ("train", "evaluate_every", int, "Updates between two evaluations."),
     ("train", "save_every", int, "Updates between two savings."),
-    ("train", "patience", int, "Stop after so many evaluations without a better one."),
+    ("train", "patience", int, "Stop after so many evaluations without a better one; 0: never."),
     ("train", "balance", float, "Weight of the loss that keeps experts in use, where routers are adapted."),
     ("train", "sample_prompts", tuple, "A question to answer at every evaluation; may be repeated."),
     ("train", "trackers", str, "Where metrics go as well, by comma: tensorboard, wandb."),
     ("train", "seed", int, "Decides the first factors and the order."),
 )
+# Where the defaults of a section stand.
+SECTIONS = {"data": DataOptions, "lora": LoraOptions, "train": TrainOptions}
 # What click makes of a type.
 FORMS: dict[Any, dict[str, Any]] = {
     bool: {"is_flag": True, "default": None},
@@ -87,9 +98,22 @@ def run_options(command: Callable[..., None], *, reads_data: bool = True) -> Cal
         click.option("--config", type=click.Path(path_type=Path), help="A TOML file with these settings."),
         click.option("--model", help="Folder, hub id or tiny:..."),
         click.option("--data", help="A file, a folder or a hub id."),
-        click.option("--out", type=click.Path(path_type=Path), help="The folder of the run."),
+        click.option(
+            "--out",
+            type=click.Path(path_type=Path),
+            help=f"The folder of the run.{_default_of(RunOptions, 'out')}",
+        ),
     ]
-    for _, name, kind, text in SETTINGS:
+    for section, name, kind, text in SETTINGS:
         flag = FORMS.get(kind, {"type": kind})
-        table.append(click.option(f"--{name.replace('_', '-')}", name, help=text, **flag))
+        words = f"{text}{_default_of(SECTIONS[section], name)}"
+        table.append(click.option(f"--{name.replace('_', '-')}", name, help=words, **flag))
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(table), with_run)
+
+
+def _default_of(options: type[Any], name: str) -> str:
+    """Say the default of a setting as click does; nothing where it is off, empty, or follows from others."""
+    default = next(field.default for field in dataclasses.fields(options) if field.name == name)
+    if default is None or default is False or default == ():
+        return ""
+    return f"  [default: {','.join(default) if isinstance(default, tuple) else default}]"

@@ -26,7 +26,11 @@ macmoe lora plan --model tiny:gpt-oss --targets attention,experts --rank 4
 
 @click.command(epilog=EXAMPLE)
 @functools.partial(run_options, reads_data=False)
-@click.option("--memory", type=float, help="GiB that may be used; by default what this machine has.")
+@click.option(
+    "--memory",
+    type=click.FloatRange(0, min_open=True),
+    help="GiB that may be used; by default what this machine has.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(*, options: RunOptions, memory: float | None, as_json: bool) -> None:
     """Count trainable parameters and estimate the memory of a run.

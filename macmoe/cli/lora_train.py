@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,7 +12,11 @@ from macmoe.cli.lora_options import run_options
 from macmoe.cli.lora_plan import plan_rows
 from macmoe.cli.terminal import note, printable, progress_bar, table
 from macmoe.tuning.config import RunOptions
-from macmoe.tuning.run import open_run, plan_run
+from macmoe.tuning.run import check_run, open_run, plan_run
+
+if TYPE_CHECKING:
+    from macmoe.tuning.run_state import Progress
+    from macmoe.tuning.trainer import Trainer
 
 EXAMPLE = """\b
 macmoe lora train --model tiny:qwen3 --data chats.jsonl --out adapters/chats --epochs 2
@@ -29,15 +33,30 @@ def command(*, options: RunOptions, resume: bool) -> None:
 
     What is not given comes from --config, a TOML file with the sections [data], [lora] and [train].
     """
+    check_run(options, resume=resume)
     note(table(plan_rows(plan_run(options))))
     with progress_bar("training") as progress_of:
         trainer, remarks = open_run(options, functools.partial(_watch, progress_of), resume=resume)
         for remark in remarks:
             note(remark)
-        progress = trainer.run()
+        progress = _run(trainer)
     if options.lora.trains_router:
         note(table([(name, str(figure)) for name, figure in trainer.routing().items()]))
     note(f"{options.out}: the adapter after {progress.step} of {trainer.steps} updates")
+
+
+def _run(trainer: Trainer) -> Progress:
+    """Train; Ctrl-C says how to continue and what is lost."""
+    try:
+        return trainer.run()
+    except KeyboardInterrupt:
+        done, saved = trainer.progress.step, trainer.saved
+        how = "with --resume continues" if saved else "begins anew"
+        note(
+            f"{trainer.out}: stopped after {done} updates, {saved} saved and {done - saved} lost; "
+            f"the same command {how}"
+        )
+        raise
 
 
 def _watch(progress: Callable[[int, int], None], line: Mapping[str, Any]) -> None:

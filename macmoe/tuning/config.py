@@ -25,7 +25,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import mlx.core as mx
 
@@ -39,6 +39,10 @@ from macmoe.tuning.prepare import DataOptions
 T = TypeVar("T")
 OptimizerName = Literal["adamw", "lion", "muon"]
 ScheduleName = Literal["cosine", "linear", "constant"]
+
+
+# What an error calls the types of settings.
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,9 +208,7 @@ def read_run(
         UsageError: The file is missing or invalid, a name is unknown, a value has a wrong type or makes no
             sense.
     """
-    data = _merged(_merged(otherwise or {}, _load(file) if file else {}), given)
-    if "data" in data and isinstance(data["data"], str):
-        data["data"] = {"data": data["data"]}
+    data = _merged(_merged(otherwise or {}, _in_sections(_load(file)) if file else {}), _in_sections(given))
     return _build(RunOptions, data, str(file) if file else "options")
 
 
@@ -219,11 +221,20 @@ def _load(file: Path) -> dict[str, Any]:
         raise UsageError(f"{file}: cannot be read as TOML ({error})") from None
 
 
+def _in_sections(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return settings in which `data`, if it is only a name, is a section."""
+    data = settings.get("data")
+    return {**settings, "data": {"data": data}} if isinstance(data, str) else settings
+
+
 def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(low)
     for key, value in high.items():
-        if isinstance(value, Mapping) and isinstance(merged.get(key, {}), Mapping):
-            merged[key] = _merged(merged.get(key, {}), value)
+        under = merged.get(key, {})
+        if isinstance(value, Mapping):
+            merged[key] = (
+                _merged(under, value) if isinstance(under, Mapping) else under
+            )  # `_value` refuses it
         elif value is not None:
             merged[key] = value
     return merged
@@ -244,7 +255,7 @@ def _build(kind: type[T], data: Mapping[str, Any], where: str) -> T:
         and f.default_factory is dataclasses.MISSING
     ]
     if missing:
-        raise UsageError(f"{where}: '{missing[0]}' is missing")
+        raise UsageError(f"{where}: '{missing[0]}' is missing; give --{missing[0]}")
     return kind(**{name: _value(value, hints[name], f"{where}: {name}") for name, value in data.items()})
 
 
@@ -256,14 +267,19 @@ def _value(value: Any, hint: Any, where: str) -> Any:
         value = tuple(value)
     if hint is Path and isinstance(value, str):
         value = Path(value)
-    kinds = get_args(hint) or (hint,)
+    kinds = (Mapping,) if get_origin(hint) is dict else get_args(hint) or (hint,)
     if not any(_is_a(value, kind) for kind in kinds) or (kinds == (str, ...) and _has_others(value)):
-        names = [kind if isinstance(kind, str) else getattr(kind, "__name__", "") for kind in kinds]
-        expected = (
-            "a list of str" if kinds == (str, ...) else "one of these: " + ", ".join(filter(None, names))
-        )
-        raise UsageError(f"{where} is {value!r}; it has to be {expected}")
+        raise UsageError(f"{where} is {value!r}; it has to be {_in_words(kinds)}")
     return value
+
+
+def _in_words(kinds: tuple[Any, ...]) -> str:
+    """Say what a value may be; a setting that may be left out is written with a value or not at all."""
+    if kinds == (str, ...):
+        return "a list of texts"
+    if all(isinstance(kind, str) for kind in kinds):
+        return f"one of these: {', '.join(kinds)}"
+    return " or ".join(KINDS.get(kind, "a section of settings") for kind in kinds if kind is not type(None))
 
 
 def _has_others(values: Any) -> bool:

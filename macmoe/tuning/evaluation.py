@@ -15,7 +15,7 @@ from macmoe.chat.format import Thinking
 from macmoe.errors import DatasetError, UsageError
 from macmoe.sampling import SamplingOptions
 from macmoe.session import Session
-from macmoe.tuning.flags import FLAGGED_MODELS, NO_THINK, THINK
+from macmoe.tuning.flags import FLAGGED_MODELS, NO_THINK, THINK, check_reads_flags
 from macmoe.tuning.records import Question, Record
 from macmoe.tuning.replies import Reply, ask
 from macmoe.tuning.verifiers import Verifier
@@ -74,11 +74,13 @@ def examine(
     Raises:
         DatasetError: There are no questions.
         ChatFormatError: The model has no such mode.
-        UsageError: See `ask` and the verifier.
+        UsageError: A mode is a flag, which the model does not read; see also `ask` and the verifier.
     """
     asked = [record for record in records if record.question]
     if not asked:
         raise DatasetError("there are no questions to examine the model with")
+    if {THINK, NO_THINK} & set(modes):
+        check_reads_flags(session.format.model)
     results = {}
     for number, mode in enumerate(modes):
         replies: list[Reply] = []

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 
 from macmoe.chat.messages import Message
+from macmoe.errors import UsageError
 
 THINK, NO_THINK = "/think", "/no_think"
 FLAGS = {True: THINK, False: NO_THINK}
@@ -19,6 +20,16 @@ _READERS = ("user", "system")
 
 # The models, by `ChatFormat.model`, that follow the flags.
 FLAGGED_MODELS = ("Qwen3",)
+
+
+def check_reads_flags(model: str) -> None:
+    """Refuse a model, by `ChatFormat.model`, to which the flags are words like others.
+
+    Raises:
+        UsageError: It is one.
+    """
+    if model not in FLAGGED_MODELS:
+        raise UsageError(f"{model} reads no /think flags; only {', '.join(FLAGGED_MODELS)} does")
 
 
 def last_flag(messages: Sequence[Message]) -> str | None:

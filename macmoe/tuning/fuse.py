@@ -30,12 +30,16 @@ from macmoe.errors import CheckpointError, UsageError
 from macmoe.models.deepseek_v3 import Router
 from macmoe.nn.quantized import StackedLinear
 from macmoe.sampling import log_probabilities
+from macmoe.scoring import divergence
 from macmoe.shards import INDEX
 
 Precision = Literal["base", "8bit", "full"]
 # What is tried next where too little is kept.
 FINER: dict[Precision, Precision] = {"base": "8bit", "8bit": "full"}
 EIGHT_BITS = {size: Quantization(group_size=size, bits=8, mode="affine") for size in (64, 32)}
+# Nats per token: log-probabilities move by a thousandth, less than rounding to bfloat16 moves logits. A share
+# of less would be one of noise.
+NOISE = 1e-6
 NORM = "model.norm.weight"  # has the type of the activations
 SHARD_BYTES = 4_000_000_000
 NOT_COPIED = ("config.json", MARKER, INDEX)
@@ -57,9 +61,9 @@ class Effect:
     to_fused: float
 
     @property
-    def kept(self) -> float:
-        """The share of the adapter's effect that is still there."""
-        return 1 - self.to_fused / self.to_base if self.to_base else 1.0
+    def kept(self) -> float | None:
+        """The share of the adapter's effect that is still there; None where there is too little to judge."""
+        return None if self.to_base <= NOISE else max(0.0, 1 - self.to_fused / self.to_base)
 
 
 def _grid(adapter: LowRank, precision: Precision) -> Quantization | None:
@@ -129,8 +133,8 @@ def _distributions(model: Any, texts: Sequence[Sequence[int]]) -> list[mx.array]
 
 def _divergence(first: Sequence[mx.array], second: Sequence[mx.array]) -> float:
     """Return the mean KL(first || second) per token."""
-    total = sum(float((mx.exp(a) * (a - b)).sum()) for a, b in zip(first, second, strict=True))
-    return max(total, 0.0) / sum(len(a) for a in first)
+    total = sum(float(divergence(a, b).sum()) for a, b in zip(first, second, strict=True))
+    return total / sum(len(a) for a in first)
 
 
 def fuse(
@@ -151,7 +155,7 @@ def fuse(
         texts: Token ids to measure on.
         types: Of the matrices that are not packed, by path (`stored_types`).
         precision: Of the touched matrices: the base's, 8 bits where the base is packed, or `types`.
-        keep: The least share of the adapter's effect that is good enough.
+        keep: The least share of the adapter's effect that is good enough, where there is one to judge.
         raise_precision: Take the next finer grid where less is kept, instead of refusing.
 
     Returns:
@@ -173,12 +177,14 @@ def fuse(
         model.update_modules(tree_unflatten(named))
         to_fused = _divergence(adapted, _distributions(model, texts))
         effects.append(Effect(precision=precision, to_base=_divergence(adapted, base), to_fused=to_fused))
-        if effects[-1].kept >= keep:
+        kept = effects[-1].kept
+        if kept is None or kept >= keep:
             return modules, effects
         if not raise_precision or precision not in FINER:
+            remedy = "choose a finer precision" if precision in FINER else "ask for less"
             raise UsageError(
-                f"fused in precision '{precision}', {effects[-1].kept:.1%} of the adapter's effect would be "
-                f"left, and {keep:.0%} is asked for; keep the adapter apart, or choose a finer precision"
+                f"fused in precision '{precision}', {kept:.1%} of the adapter's effect would be "
+                f"left, and {keep:.0%} is asked for; keep the adapter apart, or {remedy}"
             )
         precision = FINER[precision]
 

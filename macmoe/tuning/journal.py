@@ -18,35 +18,39 @@ class Journal:
     """Blocks of JSON lines in `path`, with a line of notes on each block in `path`.journal.
 
     Args:
-        path: The data file. It is made, or continued if its journal has the same settings.
+        path: The data file. It is made with the first block, or continued if its journal has the same
+            settings.
         settings: What the blocks depend on.
 
     Attributes:
         notes: Of the blocks that are complete.
 
     Raises:
-        DatasetError: The file exists without a journal, with one of other settings, or was changed.
+        DatasetError: The file exists without a journal, with one of other settings, or was changed; or it has
+            no folder.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        self.path = path
+        self.path, self.settings = path, dict(settings)
         self._path = path.with_name(f"{path.name}.journal")
         self.notes: list[dict[str, Any]] = []
         if self._path.exists():
-            self._resume(dict(settings))
+            self._resume()
         elif path.exists():
             raise DatasetError(f"{path}: exists, and is not overwritten; choose another name")
-        else:
-            path.touch()
-            _append(self._path, [{"settings": dict(settings), "bytes": 0}])
+        elif not path.parent.is_dir():
+            raise DatasetError(f"{path}: its folder does not exist; make it, or choose another output")
 
     def add(self, rows: Sequence[Mapping[str, Any]], notes: Mapping[str, Any]) -> None:
-        """Append a block."""
+        """Append a block; the first one makes the files, so that a run that fails before it leaves none."""
+        if not self._path.exists():
+            self.path.touch()
+            _append(self._path, [{"settings": self.settings, "bytes": 0}])
         _append(self.path, rows)
         _append(self._path, [{**notes, "bytes": self.path.stat().st_size}])
         self.notes.append(dict(notes))
 
-    def _resume(self, settings: dict[str, Any]) -> None:
+    def _resume(self) -> None:
         """Read the journal, and cut what is not complete off both files."""
         content = self._path.read_bytes()
         complete = content[: content.rfind(b"\n") + 1]
@@ -55,11 +59,12 @@ class Journal:
             known, size = first["settings"], (blocks or [first])[-1]["bytes"]
         except (ValueError, KeyError, TypeError) as error:
             raise DatasetError(f"{self._path}: not a journal ({error}); choose another output") from None
-        if known != settings:
-            changed = [key for key in settings if settings[key] != known.get(key)]
+        if known != self.settings:
+            changed = [key for key, value in self.settings.items() if value != known.get(key)]
             raise DatasetError(
                 f"{self.path}: was begun with another {' and '.join(changed)}; "
-                "finish it with the same settings or choose another output"
+                "finish it with the same settings, choose another output, or "
+                f"delete {self.path} and {self._path} to begin anew"
             )
         if not self.path.exists() or self.path.stat().st_size < size:
             raise DatasetError(f"{self.path}: is shorter than its journal says; choose another output")

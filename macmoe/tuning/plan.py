@@ -174,9 +174,10 @@ def check_fits(model: Any, settings: Settings, weights: int, itemsize: int, limi
         if estimate(model, changed, weights, itemsize).total <= limit:
             raise MemoryLimitError(f"{_too_much(needed, limit)}; it would with {', '.join(done)}")
     raise MemoryLimitError(
-        f"{_too_much(needed, limit)}, nor with smaller settings; take a smaller or packed model"
+        f"{_too_much(needed, limit)}; it would not with smaller settings either, so take a smaller or packed "
+        "model"
     )
 
 
 def _too_much(needed: Estimate, limit: int) -> str:
-    return f"does not fit: training needs about {needed.total / 2**30:.2f} of {limit / 2**30:.2f} GiB"
+    return f"does not fit: training needs about {needed.total / 2**30:.4g} of {limit / 2**30:.4g} GiB"

@@ -15,7 +15,7 @@ from macmoe.location import find_model
 from macmoe.tokenizer import Tokenizer
 from macmoe.tuning.data import Dataset, find_files, hold_out, read_dataset
 from macmoe.tuning.figures import Figures, describe
-from macmoe.tuning.flags import FLAGGED_MODELS
+from macmoe.tuning.flags import check_reads_flags
 from macmoe.tuning.fusion import add_flags, mix
 from macmoe.tuning.masks import EmptyThinking, Lessons, Teacher
 from macmoe.tuning.records import Record
@@ -117,8 +117,8 @@ def prepare(options: DataOptions, chat: ChatFormat, tokenizer: Tokenizer) -> dic
         DatasetError: The data cannot be read, a row is bad, or nothing is left.
         UsageError: The options ask for what the model cannot do.
     """
-    if options.flag_share and chat.model not in FLAGGED_MODELS:
-        raise UsageError(f"{chat.model} reads no /think flags; only {', '.join(FLAGGED_MODELS)} does")
+    if options.flag_share:
+        check_reads_flags(chat.model)
     teacher = Teacher(
         chat=replace(chat, date=options.date) if isinstance(chat, HarmonyFormat) else chat,
         tokenizer=tokenizer,

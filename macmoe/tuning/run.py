@@ -13,6 +13,7 @@ from macmoe.adapters.attach import attach, select
 from macmoe.chat.format import Thinking
 from macmoe.chat.messages import Message
 from macmoe.checkpoint import WeightSource, packed_paths, parameters_of
+from macmoe.errors import UsageError
 from macmoe.families import Family, Model, family_of
 from macmoe.location import find_model
 from macmoe.nn.quantized import pack_modules
@@ -20,11 +21,13 @@ from macmoe.prompt_cache import fingerprint
 from macmoe.sampling import SamplingOptions
 from macmoe.session import Session, load, open_weights
 from macmoe.tuning.config import RunOptions, TrainOptions
+from macmoe.tuning.data import find_files
 from macmoe.tuning.plan import Estimate, Settings, check_fits, memory_limit
 from macmoe.tuning.prepare import Prepared, prepare
 from macmoe.tuning.records import Question
 from macmoe.tuning.replies import ask
-from macmoe.tuning.run_state import check_fresh
+from macmoe.tuning.run_state import check_fresh, check_saved
+from macmoe.tuning.trackers import libraries
 from macmoe.tuning.trainer import TrainData, Trainer
 
 FLOAT_TYPES = ("F16", "BF16", "F32")
@@ -107,6 +110,35 @@ def answers_of(session: Session, options: TrainOptions) -> Callable[[], list[dic
     return answers
 
 
+def check_run(options: RunOptions, *, resume: bool = False) -> None:
+    """Refuse what can be told to fail before a model is opened: folder, trackers, data, patience.
+
+    Args:
+        options: The run.
+        resume: Whether a run in the folder is to go on.
+
+    Raises:
+        CheckpointError: There is no run to go on with.
+        DatasetError: There are no such data.
+        UsageError: The folder is a file or holds a run, a tracker is unknown or not installed, or `patience`
+            has no validation data to wait for.
+    """
+    if options.out.exists() and not options.out.is_dir():
+        raise UsageError(f"{options.out}: is a file, and a run needs a folder; choose another name")
+    if resume:
+        check_saved(options.out)
+    else:
+        check_fresh(options.out)
+    if mx.distributed.init().rank() == 0:  # the one that writes
+        libraries(options.train.trackers)
+    splits = find_files(options.data.data)
+    if options.train.patience and "valid" not in splits and not options.data.valid_share:
+        raise UsageError(
+            "patience counts evaluations on validation data, and there are none, so it would do nothing; "
+            "hold some out with valid_share, or leave patience out"
+        )
+
+
 def open_run(
     options: RunOptions, watch: Callable[[Mapping[str, Any]], None], *, resume: bool = False
 ) -> tuple[Trainer, list[str]]:
@@ -125,8 +157,7 @@ def open_run(
         UsageError: There is a run, or it was another one.
         MacmoeError: Model, data or settings are invalid.
     """
-    if not resume:
-        check_fresh(options.out)
+    check_run(options, resume=resume)
     session = load(options.model)
     splits = prepare(options.data, session.format, session.tokenizer)
     length = options.data.row_length

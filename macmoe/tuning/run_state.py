@@ -71,6 +71,7 @@ class RunState:
             CheckpointError: It is missing or damaged.
             UsageError: The run was another one: other data, model or settings.
         """
+        check_saved(folder)
         path = folder / STATE
         arrays = read_arrays(path)
         facts = _metadata(path)
@@ -100,6 +101,18 @@ def check_fresh(folder: Path) -> None:
     """
     if (folder / STATE).exists():
         raise UsageError(f"{folder}: holds a run already; resume it, or choose another folder")
+
+
+def check_saved(folder: Path) -> None:
+    """Refuse a folder in which no run was saved, where one is to go on.
+
+    Raises:
+        CheckpointError: It holds none.
+    """
+    if not (folder / STATE).is_file():
+        raise CheckpointError(
+            f"{folder}: holds no run to resume; leave out --resume to begin one, or choose another folder"
+        )
 
 
 def _metadata(path: Path) -> dict[str, Any]:

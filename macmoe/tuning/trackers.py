@@ -82,15 +82,26 @@ def open_trackers(names: Sequence[str], folder: Path) -> list[Tracker]:
     Raises:
         UsageError: A name is unknown, or its library is not installed.
     """
-    libraries = []
+    return [TRACKERS[name][2](library, folder) for name, library in zip(names, libraries(names), strict=True)]
+
+
+def libraries(names: Sequence[str]) -> list[Any]:
+    """Return the modules that trackers write with, without opening any tracker.
+
+    Raises:
+        UsageError: A name is unknown, or its library is not installed.
+    """
+    found = []
     for name in names:
         if name not in TRACKERS:
-            raise UsageError(f"'{name}' is no tracker{nearest(name, list(TRACKERS))}")
+            raise UsageError(
+                f"'{name}' is no tracker; there are {', '.join(TRACKERS)}{nearest(name, list(TRACKERS))}"
+            )
         module, extra, _ = TRACKERS[name]
         try:
-            libraries.append(importlib.import_module(module))
+            found.append(importlib.import_module(module))
         except ImportError:
             raise UsageError(
                 f"{name} needs {module}, which is not installed: pip install 'macmoe[{extra}]'"
             ) from None
-    return [TRACKERS[name][2](library, folder) for name, library in zip(names, libraries, strict=True)]
+    return found

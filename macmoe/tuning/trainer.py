@@ -121,6 +121,10 @@ class Trainer:
         base: Fingerprint of the model without adapters; a run goes on with the same one only.
         watch: Called with every line of the metrics.
         answer: Answers the sample prompts of the options, if there are any.
+
+    Attributes:
+        progress: How far the run is.
+        saved: Updates at the last saving; those since are lost where the run stops.
     """
 
     def __init__(
@@ -146,6 +150,7 @@ class Trainer:
         self.optimizer.init(slashed(self.factors))
         self.math = Step(model, adapters, self.optimizer, options)
         self.progress = Progress()
+        self.saved = 0
         self.schedule = train.schedule(options)
         self.steps = self._count_steps()
         self.answer = answer
@@ -187,6 +192,7 @@ class Trainer:
         state = RunState.load(self.out, self.identity)
         put(self.adapters, state.factors)
         self.factors, self.progress = arrays_of(self.adapters), state.progress
+        self.saved = self.progress.step
         restore_optimizer(self.optimizer, dict(state.optimizer))
         self.metrics.rewind(self.progress.step)
 
@@ -228,6 +234,7 @@ class Trainer:
                 self._answer_samples()
             if last or self._stopped or self.progress.step % options.save_every == 0:
                 self.save()
+                self.saved = self.progress.step
 
     def _step(self, batches: Sequence[tuple[int, Plan]]) -> Update:
         """Compute and apply one update."""

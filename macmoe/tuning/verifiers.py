@@ -77,7 +77,7 @@ def _function(path: Path, name: str) -> Callable[[str, str | None], bool]:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's file raises
+    except (Exception, SystemExit) as error:  # whatever the user's file raises
         raise UsageError(f"{path}: does not load ({type(error).__name__}: {error})") from error
     function = vars(module).get(name)
     if not callable(function):
@@ -86,7 +86,7 @@ def _function(path: Path, name: str) -> Callable[[str, str | None], bool]:
     def verify(answer: str, reference: str | None) -> bool:
         try:
             verdict = function(answer, reference)
-        except Exception as error:  # whatever the user's function raises
+        except (Exception, SystemExit) as error:  # whatever the user's function raises
             raise UsageError(f"{path}:{name} failed ({type(error).__name__}: {error})") from error
         if not isinstance(verdict, bool):
             raise UsageError(f"{path}:{name} must return True or False, not {verdict!r}")

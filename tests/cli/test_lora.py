@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import mlx.core as mx
@@ -14,6 +15,7 @@ from macmoe.adapters.lora import LoraSpec
 from macmoe.converted import ready
 from macmoe.location import find_model
 from macmoe.session import load_model
+from macmoe.tuning.config import LoraOptions, TrainOptions
 from macmoe.tuning.metrics import METRICS
 from macmoe_converters.conversion import Conversion
 from tests.conftest import ROOT
@@ -61,6 +63,29 @@ def test_a_run_goes_on_only_when_asked_to(macmoe, data: str, tmp_path: Path):
     assert macmoe(*run, "--resume").exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("every", "words"),
+    [
+        (1, "2 updates, 1 saved and 1 lost; the same command with --resume continues"),
+        (9, "2 updates, 0 saved and 2 lost; the same command begins anew"),
+    ],
+)
+def test_ctrl_c_says_how_to_continue_and_what_is_lost(macmoe, data: str, tmp_path: Path, every, words: str):
+    run = ("lora", "train", *TINY, "--data", data, "--out", str(tmp_path / "run"), *SHORT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("macmoe.cli.lora_train._watch", stop_at_two)
+        stopped = macmoe(*run, "--save-every", str(every))
+    assert stopped.exit_code == 130
+    assert stopped.stderr.splitlines()[-1] == f"{tmp_path / 'run'}: stopped after {words}"
+    assert macmoe(*run, *(("--resume",) if every == 1 else ())).exit_code == 0
+
+
+def stop_at_two(_: object, line: dict) -> None:
+    """Press Ctrl-C when the second update is made and not yet saved."""
+    if line["step"] == 2:
+        raise KeyboardInterrupt
+
+
 def test_an_output_that_exists_is_refused_before_anything_is_loaded(
     macmoe, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -98,6 +123,8 @@ def test_plan_counts_and_refuses(macmoe, data: str):
     assert refused.exit_code == 1
     assert "does not fit" in refused.stderr
     assert "it would with" in refused.stderr
+    assert " of 0.0001 GiB; it would not with smaller" in macmoe(*plan, "--memory", "0.0001").stderr
+    assert macmoe(*plan, "--memory", "-1").exit_code == 2
 
 
 TINY = ("--model", "tiny:qwen3")
@@ -128,6 +155,11 @@ MISTAKES = {
     "unknown tracker": ((*TINY, "--data", "DATA", "--trackers", "tensorbord"), "did you mean"),
     "balance without routers": ((*TINY, "--data", "DATA", "--balance", "0.01"), "add router to the targets"),
     "no model": (("--data", "DATA"), "'model' is missing"),
+    "a file as the folder": ((*TINY, "--data", "DATA", "--out", "mute.jsonl"), "mute.jsonl: is a file"),
+    "patience without validation data": (
+        (*TINY, "--data", "DATA", "--patience", "3"),
+        "patience counts evaluations on validation data, and there are none",
+    ),
     "no data": ((*TINY, "--data", "nowhere.jsonl"), "nowhere.jsonl"),
     "unknown target": (
         (*TINY, "--data", "DATA", "--targets", "attentions"),
@@ -137,9 +169,19 @@ MISTAKES = {
     "no such file": (("--config", "nowhere.toml"), "no such file"),
     "nothing to resume": (
         (*TINY, "--data", "DATA", "--max-length", "64", "--resume"),
-        "not found",
+        "adapter: holds no run to resume; leave out --resume",
     ),
 }
+
+
+# What is told before the plan is printed.
+AT_ONCE = (
+    "a file as the folder",
+    "no data",
+    "nothing to resume",
+    "patience without validation data",
+    "unknown tracker",
+)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -155,6 +197,7 @@ def test_mistakes_are_one_line(macmoe, data: str, tmp_path: Path, mistake: str, 
     assert len(errors) == 1
     assert "Traceback" not in result.stderr
     assert "a bug" not in result.stderr
+    assert mistake not in AT_ONCE or result.stderr.count("\n") == 1
 
 
 def save(folder: Path, shapes: dict[str, tuple[int, ...]], family: str = "qwen3") -> Path:
@@ -208,6 +251,15 @@ def test_a_fusion_measured_on_no_text_is_refused_in_one_line(macmoe, tmp_path: P
     assert not out.exists()
 
 
+def test_an_effect_too_small_to_judge_is_fused_and_said_so(macmoe, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("macmoe.tuning.fuse.NOISE", math.inf)
+    outputs, inputs = load_model(find_model("tiny:qwen3"))[1].model.layers[0].self_attn.q_proj.weight.shape
+    adapter = save(tmp_path / "adapter", {"lora_a": (2, inputs), "lora_b": (outputs, 2)})
+    run = macmoe("lora", "fuse", str(adapter), *TINY, "--out", str(tmp_path / "fused"))
+    assert run.exit_code == 0, run.stderr
+    assert run.stdout.splitlines()[-1].endswith("not judged: too small an effect")
+
+
 def test_a_folder_that_is_no_adapter_is_one_line(macmoe, tmp_path: Path):
     result = macmoe("generate", "--adapter", str(tmp_path), "hello")
     assert result.exit_code == 1
@@ -219,6 +271,21 @@ def test_help_of_every_command(macmoe, name: str):
     result = macmoe("lora", name, "--help")
     assert result.exit_code == 0
     assert result.stdout.startswith(f"Usage: macmoe lora {name}")
+
+
+@pytest.mark.parametrize("name", ["plan", "train"])
+def test_help_shows_the_defaults_of_the_settings(macmoe, name: str):
+    text = " ".join(macmoe("lora", name, "--help").stdout.split())
+    train, lora = TrainOptions(), LoraOptions()
+    for words in (
+        "The folder of the run. [default: adapter]",
+        f"Updates between two savings. [default: {train.save_every}]",
+        f"The highest. [default: {train.learning_rate}]",
+        f"How it falls. [default: {train.schedule}]",
+        f"path patterns, by comma. [default: {','.join(lora.targets)}]",
+    ):
+        assert words in text
+    assert "Updates in all, instead. --rows" in text, "without a default, none is shown"
 
 
 def test_samples_are_answered_in_both_modes_at_every_evaluation(macmoe, tmp_path: Path):

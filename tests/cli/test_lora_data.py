@@ -148,9 +148,23 @@ def test_distill_writes_verified_samples_and_goes_on(macmoe, tmp_path):
     assert out.read_text().splitlines() == [line]
 
 
+def test_a_verifier_that_fails_leaves_nothing_in_the_way_of_the_next(macmoe, tmp_path):
+    questions = write_lines(tmp_path / "questions.jsonl", THINKS)
+    (tmp_path / "check.py").write_text("def check(answer, reference):\n    return 1\n")
+    out = tmp_path / "out.jsonl"
+    arguments = ("lora", "distill", str(questions), "--out", str(out), "--max-tokens", "60", "--verify")
+    failed = macmoe(*arguments, f"{tmp_path / 'check.py'}:check")
+    assert failed.exit_code == 1
+    assert "must return True or False" in failed.stderr
+    assert not list(tmp_path.glob("out.jsonl*"))
+    assert macmoe(*arguments, "exact").exit_code == 0
+    assert len(list(tmp_path.glob("out.jsonl*"))) == 2
+
+
 DISTILL_BAD = {
     "an unknown verifier": (("--verify", "luck"), "is no verifier"),
     "a bad pattern": (("--verify", "regex:("), "not a regular expression"),
+    "an output without a folder": (("--out", "nowhere/out.jsonl"), "nowhere/out.jsonl: its folder does not"),
     "tries without chance": (
         ("--thinking", "off", "--temperature", "0"),
         "temperature 0 gives the same reply",
@@ -186,3 +200,6 @@ def test_examine_refuses_a_mode_that_the_model_lacks(macmoe, tmp_path):
     run = macmoe("lora", "examine", str(questions), "--mode", "deep")
     assert run.exit_code == 1
     assert "Qwen3 has no thinking='deep'; it accepts off, on, low, medium, high" in run.stderr
+    run = macmoe("lora", "examine", str(questions), "--mode", "/no_think", "--model", "tiny:gpt-oss")
+    assert (run.exit_code, run.stdout) == (1, "")
+    assert "GPT-OSS reads no /think flags; only Qwen3 does" in run.stderr

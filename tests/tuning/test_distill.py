@@ -96,7 +96,10 @@ CHANGES = {
 def test_a_run_is_not_continued_with_other_settings(session, questions, finished, changed):
     others, verifier, options, source = CHANGES[changed](questions)
     before = finished[0].read_bytes()
-    with pytest.raises(DatasetError, match=f"was begun with another {changed}"):
+    message = (
+        f"was begun with another {changed}; .* or delete .*out.jsonl and .*out.jsonl.journal to begin anew"
+    )
+    with pytest.raises(DatasetError, match=message):
         distill(session, others, verifier, options, finished[0], source=source)
     assert finished[0].read_bytes() == before
 

@@ -20,7 +20,7 @@ from macmoe.cli import cli
 from macmoe.errors import CheckpointError, UsageError
 from macmoe.location import BUILT_IN, find_model
 from macmoe.session import load_model, open_weights
-from macmoe.tuning.fuse import Effect, fuse, record, stored_types, write_fused
+from macmoe.tuning.fuse import NOISE, Effect, fuse, record, stored_types, write_fused
 from tests.tuning.tiny import randomize
 
 TEXTS = [list(range(40, 70))]
@@ -77,8 +77,29 @@ def test_a_grid_that_swallows_the_adapter_is_left_for_a_finer_one():
 
 def test_a_grid_that_swallows_the_adapter_is_refused_where_that_is_asked_for():
     model, adapter = prepared("tiny:gpt-oss", 0.02)
-    with pytest.raises(UsageError, match="of the adapter's effect would be left"):
+    with pytest.raises(UsageError, match=r"effect would be left, .* or choose a finer precision"):
         fused(model, adapter, precision="base", raise_precision=False)
+
+
+def test_an_effect_below_the_rounding_noise_is_not_judged():
+    model, adapter = prepared("tiny:qwen3", 1e-6)
+    _, effects = fused(model, adapter)
+    assert [effect.precision for effect in effects] == ["full"]
+    assert effects[0].to_base <= NOISE
+    assert effects[0].kept is None
+
+
+def test_a_share_is_never_negative_and_nothing_finer_than_full_is_offered(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("macmoe.tuning.fuse.fused_modules", lambda adapters, *_: base_of(adapters))
+    model, adapter = prepared("tiny:qwen3", 0.5)
+    with pytest.raises(UsageError, match=r"full', 0.0% of .*; keep the adapter apart, or ask for less$"):
+        fused(model, adapter)
+    assert Effect(precision="full", to_base=1e-3, to_fused=2e-3).kept == 0
+
+
+def base_of(adapters: dict) -> dict:
+    """Return the matrices without what an adapter adds, as if they had swallowed it."""
+    return {path: adapter.base for path, adapter in adapters.items()}
 
 
 def test_divergences_are_those_of_the_distributions():

@@ -55,7 +55,7 @@ def test_what_does_not_fit_names_the_cheapest_changes_and_those_suffice():
     with pytest.raises(MemoryLimitError, match="it would with recompute = true, rows = 1 and acc"):
         check_fits(model, wanted, WEIGHTS, 4, limit)
     assert check_fits(model, fits, WEIGHTS, 4, limit).total == limit
-    with pytest.raises(MemoryLimitError, match="nor with smaller settings"):
+    with pytest.raises(MemoryLimitError, match="; it would not with smaller settings either, so take"):
         check_fits(model, wanted, WEIGHTS, 4, WEIGHTS)
 
 
@@ -85,11 +85,29 @@ def test_a_file_gives_the_settings_and_options_go_before_it(tmp_path: Path):
 WRONG = {
     "epochs = 3": ("epoch = 3", "unknown setting 'epoch'; did you mean 'epochs'"),
     "learning_rate = 1e-3": ("learning_rate = -1", "above 0"),
-    "rank = 2": ("rank = 'two'", "rank is 'two'"),
-    'model = "tiny:qwen3"': ("", "'model' is missing"),
+    "rank = 2": ("rank = 'two'", "rank is 'two'; it has to be a whole number"),
+    'model = "tiny:qwen3"': ("", "'model' is missing; give --model"),
+    '[lora.patterns."*.experts.*"]\nrank = 2': ("patterns = 'x'", "'x'; it has to be a section of settings"),
+    'data = "chats.jsonl"': ("data = 3", "data is 3; it has to be text"),
+    'targets = ["attention", "experts"]': ("targets = [1]", "targets is (1,); it has to be a list of texts"),
+    "epochs = 3\nlearning_rate": ("steps = 'x'\nlearning_rate", "steps is 'x'; it has to be a whole number"),
     "epochs = 3\n": ("final_share = 1.5\n", "final_share is 1.5; it has to lie between 0 and 1"),
     "[train]": ("[train", "cannot be read as TOML"),
 }
+
+
+def test_the_name_of_the_data_may_stand_without_a_section(tmp_path: Path):
+    file = tmp_path / "run.toml"
+    file.write_text('model = "tiny:qwen3"\ndata = "chats.jsonl"\n')
+    read = [read_run(file, {"data": {"data": data, "max_length": 64}}).data for data in (None, "sums.jsonl")]
+    assert [(data.data, data.max_length) for data in read] == [("chats.jsonl", 64), ("sums.jsonl", 64)]
+
+
+def test_a_value_in_the_place_of_a_section_is_refused_whatever_is_given_besides(tmp_path: Path):
+    file = tmp_path / "run.toml"
+    file.write_text('model = "tiny:qwen3"\ndata = "chats.jsonl"\nlora = 3\n')
+    with pytest.raises(UsageError, match="lora is 3; it has to be a section of settings"):
+        read_run(file, {"lora": {"rank": 4}})
 
 
 @pytest.mark.parametrize("right", WRONG)

@@ -70,7 +70,10 @@ def test_weights_and_biases_gets_the_figures_and_a_resumed_run_its_own(tmp_path:
     ("name", "words"),
     [
         ("wandb", r"wandb needs wandb, which is not installed: pip install 'macmoe\[wandb\]'"),
-        ("tensorbord", "did you mean"),
+        (
+            "tensorbord",
+            "'tensorbord' is no tracker; there are tensorboard, wandb; did you mean 'tensorboard'",
+        ),
     ],
 )
 def test_a_tracker_that_is_missing_or_unknown_is_one_line(tmp_path: Path, monkeypatch, name: str, words: str):

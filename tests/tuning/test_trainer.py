@@ -254,7 +254,7 @@ def test_a_run_of_an_earlier_macmoe_is_refused_in_one_line(tmp_path: Path):
 
 
 def test_a_damaged_or_missing_state_is_one_line(tmp_path: Path):
-    with pytest.raises(CheckpointError, match="not found"):
+    with pytest.raises(CheckpointError, match="holds no run to resume"):
         trainer("qwen3", tmp_path).resume()
     (tmp_path / STATE).write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match="damaged"):

@@ -22,6 +22,7 @@ BAD_NAMES = {
     "absent.py:check": "no such file",
     "{file}:other": "has no function other",
     "{broken}:check": "does not load \\(NameError",
+    "{leaving}:check": "does not load \\(SystemExit: 3\\)",
 }
 
 
@@ -36,9 +37,14 @@ def files(tmp_path):
         "def check(answer, reference):\n    return answer == reference\n"
         "def fail(answer, reference):\n    return 1 / 0\n"
         "def count(answer, reference):\n    return 1\n"
+        "def leave(answer, reference):\n    raise SystemExit(3)\n"
     )
     (tmp_path / "broken.py").write_text("undefined\n")
-    return {"file": tmp_path / "check.py", "broken": tmp_path / "broken.py"}
+    (tmp_path / "leaving.py").write_text("raise SystemExit(3)\n")
+    return {
+        "file": tmp_path / "check.py",
+        **{name: tmp_path / f"{name}.py" for name in ("broken", "leaving")},
+    }
 
 
 def test_a_function_of_the_user_decides(files):
@@ -54,7 +60,8 @@ def test_a_name_without_meaning_is_refused(files, name, reason):
 
 
 @pytest.mark.parametrize(
-    ("function", "reason"), [("fail", "ZeroDivisionError"), ("count", "True or False, not 1")]
+    ("function", "reason"),
+    [("fail", "ZeroDivisionError"), ("count", "True or False, not 1"), ("leave", "SystemExit: 3")],
 )
 def test_a_function_that_fails_is_named(files, function, reason):
     with pytest.raises(UsageError, match=rf"check.py:{function} .*{reason}"):
