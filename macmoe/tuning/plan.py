@@ -152,7 +152,8 @@ def memory_limit() -> int:
     """Return the bytes that a run may use on this machine."""
     if mx.default_device() == mx.Device(mx.gpu):
         info = mx.device_info()
-        known = info.get("max_recommended_working_set_size") or info.get("memory_size") or 0
+        sizes = ("max_recommended_working_set_size", "memory_size", "total_memory")  # the last is CUDA's
+        known = next((info[name] for name in sizes if info.get(name)), 0)
         if known:
             return int(int(known) * USABLE)
     return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * USABLE)
