@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from macmoe.cli.lora_options import run_options
+from macmoe.cli.options import Finite
 from macmoe.cli.terminal import size, table
 from macmoe.tuning.run import plan_run
 
@@ -28,7 +29,7 @@ macmoe lora plan --model tiny:gpt-oss --targets attention,experts --rank 4
 @functools.partial(run_options, reads_data=False)
 @click.option(
     "--memory",
-    type=click.FloatRange(0, min_open=True),
+    type=Finite(0, min_open=True),
     help="GiB that may be used; by default what this machine has.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
