@@ -135,6 +135,9 @@ class ChatFormat(ABC):
                 message; "open" ends inside an assistant message that the model is to continue.
         """
         conversation = Conversation(messages=messages, tools=tools, thinking=thinking, ending=ending)
+        refusal = self._refusal(conversation)
+        if refusal is not None:
+            raise ChatFormatError(refusal)
         opening = self._opening_after(conversation)
         segments = self._turns(conversation)
         return joined([*segments, control(opening)] if ending == "prompt" else segments)
@@ -182,6 +185,10 @@ class ChatFormat(ABC):
     def _opening_after(self, conversation: Conversation) -> str:
         """Return the opening that follows a conversation."""
         return self.opening(conversation.thinking)
+
+    def _refusal(self, conversation: Conversation) -> str | None:  # noqa: ARG002 - of formats that have one
+        """Return why the model could not go on with a conversation, None where it can."""
+        return None
 
     def _apart(self, answer: Message) -> Message:
         """Return an answer with the reasoning in its own field; it may stand in the content, between tags."""

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from macmoe.chat.events import AnswerText, CommentaryText, Event, ThinkingText, ToolCallEvent
-from macmoe.chat.format import ChatFormat, Conversation, Ending, Thinking, Tools
+from macmoe.chat.format import ChatFormat, Conversation, Thinking, Tools
 from macmoe.chat.messages import Message, Segment, ToolCall, control, literal, read_object, with_neighbors
 from macmoe.chat.parser import Parser, Vocabulary
 from macmoe.chat.typescript import declare_functions
@@ -70,21 +70,14 @@ class HarmonyFormat(ChatFormat):
         """The end of the analysis and the header of the answer."""
         return _END + _FINAL
 
-    def render(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Tools = (),
-        thinking: Thinking | None = None,
-        ending: Ending = "prompt",
-    ) -> list[Segment]:
-        """Write a conversation, see `ChatFormat.render`; a prompt for `off` declares no tools."""
-        if tools and thinking == "off" and ending == "prompt":
-            raise ChatFormatError(
+    def _refusal(self, conversation: Conversation) -> str | None:
+        """Refuse a prompt for `off` that declares tools."""
+        if conversation.tools and conversation.thinking == "off" and conversation.ending == "prompt":
+            return (
                 f"{self.model} cannot call tools with thinking='off', where its prompt begins the answer; "
                 "take thinking='low', or declare no tools"
             )
-        return super().render(messages, tools=tools, thinking=thinking, ending=ending)
+        return None
 
     def parser(self, vocabulary: Vocabulary, start: str) -> Parser:
         """Return a parser that starts in the state header, thinking or answer."""
