@@ -60,26 +60,6 @@ def prefill_chunk(model: LanguageModel) -> int:
 
 def prefill(
     model: LanguageModel,
-    prompt: Sequence[int],
-    cache: Cache,
-    *,
-    chunk: int | None = None,
-    progress: Progress | None = None,
-) -> mx.array:
-    """Process a prompt in chunks and return the logits [1, vocab] after its last token.
-
-    Args:
-        model: The model.
-        prompt: Token ids, at least one.
-        cache: Filled with the prompt.
-        chunk: Tokens per forward pass; None: `prefill_chunk`.
-        progress: Called with (tokens done, tokens in all) after each chunk.
-    """
-    return prefill_batch(model, mx.array(list(prompt))[None], cache, chunk=chunk, progress=progress)
-
-
-def prefill_batch(
-    model: LanguageModel,
     tokens: mx.array,
     cache: Cache,
     *,
@@ -153,7 +133,7 @@ def generate(
         return
     cache.reserve(start + len(prompt) + min(max_tokens, ROOM))
     sampler.begin(prompt)
-    current = sampler(prefill(model, prompt, cache, chunk=chunk, progress=progress))
+    current = sampler(prefill(model, mx.array(list(prompt))[None], cache, chunk=chunk, progress=progress))
     mx.async_eval(current)
     following = following_logits(model, cache)
     yielded = 0

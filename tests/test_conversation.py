@@ -61,8 +61,8 @@ def test_answers_and_probabilities_after_reuse_are_those_of_a_fresh_start(tiny, 
     prompt = tiny.tokenizer.encode_segments(tiny.format.render(messages, thinking=thinking))
     pending = chat.cache.resume(prompt)
     assert len(pending) < len(prompt) / 2
-    reused = prefill(tiny.model, pending, chat.cache.cache)
-    fresh = prefill(tiny.model, prompt, tiny.model.make_cache())
+    reused = prefill(tiny.model, mx.array([pending]), chat.cache.cache)
+    fresh = prefill(tiny.model, mx.array([prompt]), tiny.model.make_cache())
     distance = mx.abs(mx.softmax(reused) - mx.softmax(fresh)).max().item()
     np.testing.assert_allclose(_log_softmax(reused), _log_softmax(fresh), atol=5e-5)
     assert distance < 5e-5

@@ -56,7 +56,7 @@ def test_a_prompt_gives_the_same_in_any_pieces(session):
     prompt = prompt_of(session, QUESTIONS[0])
     caches = [session.model.make_cache(bits=8) for _ in range(3)]
     whole, pieces, tokens = (
-        prefill(session.model, prompt, cache, chunk=chunk)
+        prefill(session.model, mx.array([prompt]), cache, chunk=chunk)
         for cache, chunk in zip(caches, (512, 7, 1), strict=True)
     )
     assert mx.allclose(whole, pieces, atol=2e-3)
@@ -71,5 +71,5 @@ def test_a_padded_batch_gives_what_its_prompts_give_alone(session):
     cache = session.model.make_cache(padding, bits=8)
     together = session.model(tokens, cache)[:, -1]
     for row, prompt in zip(together, prompts, strict=True):
-        alone = prefill(session.model, prompt, session.model.make_cache(bits=8))[0]
+        alone = prefill(session.model, mx.array([prompt]), session.model.make_cache(bits=8))[0]
         assert mx.allclose(row, alone, atol=2e-3)

@@ -67,8 +67,8 @@ def test_the_logits_after_reuse_are_those_of_a_fresh_start(model):
     prompt = ids(50, 1)
     first_tokens(model, held, prompt)
     following = [*prompt, *ids(30, 2)]
-    reused = prefill(model, held.resume(following), held.cache)
-    fresh = prefill(model, following, model.make_cache())
+    reused = prefill(model, mx.array([held.resume(following)]), held.cache)
+    fresh = prefill(model, mx.array([following]), model.make_cache())
     np.testing.assert_allclose(np.array(reused), np.array(fresh), atol=5e-5)
 
 

@@ -14,7 +14,7 @@ import mlx.nn as nn
 from macmoe.chat.events import AnswerText, ThinkingText
 from macmoe.chat.messages import Segment
 from macmoe.families import Model
-from macmoe.generate import check_prompt, following_logits, prefill_batch
+from macmoe.generate import check_prompt, following_logits, prefill
 from macmoe.sampling import Sampler, SamplingOptions
 from macmoe.session import Session
 from macmoe.tuning.records import Question
@@ -161,7 +161,7 @@ def generate_batch(
     cache.reserve(longest + max_tokens)
     sampler.begin(prompts[0])
     written: list[list[int]] = [[] for _ in prompts]
-    logits = prefill_batch(model, padded, cache)
+    logits = prefill(model, padded, cache)
     following = following_logits(model, cache)
     chosen, _ = sampler(logits)
     for number in range(max_tokens):
