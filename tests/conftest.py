@@ -24,7 +24,7 @@ def shared() -> Path:
 
 @pytest.fixture
 def short_bench(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `macmoe bench` warm up for two tokens and passes, and copy little: enough for what is not a speed."""
+    """Let `macmoe bench` warm up and copy little: enough for all that is not a speed."""
     for module in ("measure", "run"):
         monkeypatch.setattr(f"macmoe.bench.{module}.WARM_UP", 2)
         monkeypatch.setattr(f"macmoe.bench.{module}.WARM_UP_PASSES", 2)
