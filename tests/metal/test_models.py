@@ -25,7 +25,7 @@ TOKENS = 6
 
 @pytest.fixture(autouse=True)
 def short_check(request, monkeypatch):
-    """Let the self-check compare and time few tokens, after a short "long" cache unless a test is about it."""
+    """Let the self-check compare and time few tokens, and no long cache unless a test is about it."""
     for module in (comparisons, examination):
         monkeypatch.setattr(module, "TOKENS", 2)
     if "long_cache" not in request.keywords:
