@@ -45,7 +45,7 @@ class Settings:
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     seed: int | None = None
-    stop: tuple[str, ...] = ()
+    stop: tuple[str, ...] | None = None
 
 
 class Conversation:

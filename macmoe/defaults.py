@@ -60,7 +60,7 @@ UNSUPPORTED: dict[str, Any] = {
     "xtc_probability": 0.0,
 }
 # Slips of these in a file are errors: `temprature` was meant to do something.
-KNOWN = {"do_sample", "eos_token_id", "stop_strings", *USED, *SEARCH, *UNSUPPORTED}
+KNOWN = {"bos_token_id", "do_sample", "eos_token_id", "stop_strings", *USED, *SEARCH, *UNSUPPORTED}
 # What Qwen's model cards recommend, by a word of the model's name; greedy search repeats itself endlessly.
 QWEN3_THINKING = SamplingOptions(temperature=0.6, top_k=20, top_p=0.95)
 QWEN3_INSTRUCT = SamplingOptions(temperature=0.7, top_k=20, top_p=0.8)

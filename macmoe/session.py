@@ -240,7 +240,7 @@ class Session:
         presence_penalty: float | None = None,
         frequency_penalty: float | None = None,
         seed: int | None = None,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = (),
         cache: PromptCache | None = None,
         progress: Progress | None = None,
     ) -> Iterator[Event | Stats]:
@@ -328,7 +328,7 @@ class Session:
         *,
         max_tokens: int | None = None,
         sampling: SamplingOptions | None = None,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = (),
         cache: PromptCache | None = None,
         progress: Progress | None = None,
     ) -> Iterator[Event | Stats]:

@@ -6,13 +6,13 @@ from macmoe.chat.events import AnswerText, Event
 from macmoe.errors import UsageError
 
 
-def stop_texts(stop: str | Sequence[str]) -> tuple[str, ...]:
+def stop_texts(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     """Return stop texts as a tuple; one may be given by itself.
 
     Raises:
         UsageError: One is empty, so that no answer could begin.
     """
-    texts = (stop,) if isinstance(stop, str) else tuple(stop)
+    texts = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if not all(isinstance(text, str) and text for text in texts):
         raise UsageError(f"stop is {stop!r}; it has to be texts, none of them empty")
     return texts

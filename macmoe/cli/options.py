@@ -66,7 +66,11 @@ ANSWER_OPTIONS = (
     click.option("--presence-penalty", type=Finite(), help="Above 0: so does what the answer holds."),
     click.option("--frequency-penalty", type=Finite(), help="The same, for each time that it holds it."),
     click.option(
-        "--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be repeated."
+        "--stop",
+        multiple=True,
+        metavar="TEXT",
+        callback=lambda _, __, texts: texts or None,
+        help="End the answer before this text; may be repeated.",
     ),
     click.option("--seed", type=click.IntRange(0, SEEDS - 1), help="Makes a sampled answer reproducible."),
 )
