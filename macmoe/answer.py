@@ -186,6 +186,9 @@ class Answer:
         rest = list(self._stop.rest())
         self._spoke |= bool(rest)
         yield from rest
+
+    def _remark(self) -> None:
+        """Say, once all is shown, why there is no answer."""
         if self._parser.thinking and not (self._spoke or self._stopped):
             logger.warning(
                 "no answer: the thinking took all %s tokens; raise --max-tokens (max_tokens), or close the "
@@ -279,3 +282,4 @@ class Answer:
             seconds=ended - self._first,
             peak_memory=mx.get_peak_memory(),
         )
+        self._remark()
