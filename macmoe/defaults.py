@@ -170,7 +170,8 @@ def _asked(data: Mapping[str, Any], neutral: Mapping[str, Any]) -> tuple[str, ..
 def _sampling(reader: ConfigReader, fallback: SamplingOptions) -> SamplingOptions:
     """Read what is done here; as in transformers, without do_sample the best token is taken."""
     samples = reader.take("do_sample", bool, None)
-    if samples is None and all(reader.data.get(key) is None for key in USED):
+    says_how = any(reader.data.get(key) is not None for key in USED) or _asked(reader.data, SEARCH)
+    if samples is None and not says_how:
         return fallback
     temperature = reader.take("temperature", float, 1.0)
     top_k = reader.take("top_k", int, 0)
