@@ -20,7 +20,6 @@ from macmoe.generate import Progress
 from macmoe.prompt_cache import PromptCache
 from macmoe.tools import ToolLike, as_tools, declarations, run_call
 
-MAX_TOKENS = 4096
 FORMAT_VERSION = 1
 NO_RESULT = "error: no result, the user stopped this call"
 
@@ -36,13 +35,17 @@ class Settings:
     system: str | None = None
     thinking: Thinking | None = None
     thinking_budget: int | None = None
-    max_tokens: int = MAX_TOKENS
+    max_tokens: int | None = None
     max_answer_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
     seed: int | None = None
+    stop: tuple[str, ...] | None = None
 
 
 class Conversation:

@@ -97,6 +97,8 @@ class Conversion:
         recipe: str = KEEP,
         packings: Mapping[str, Quantization] | None = None,
         learned: Mapping[str, mx.array] | None = None,
+        *,
+        allow_unknown_keys: bool = False,
     ) -> None:
         """Open a folder and check that it maps onto a model completely.
 
@@ -105,6 +107,7 @@ class Conversion:
             recipe: A name of RECIPES, or a name for `packings`.
             packings: How matrices are packed, by path; instead of a recipe.
             learned: Scales and biases that were learned, by name; they go before what packing gives.
+            allow_unknown_keys: Warn of unknown keys in config.json instead of refusing them.
 
         Raises:
             UsageError: There is no such recipe.
@@ -116,7 +119,7 @@ class Conversion:
         if packings is None and packs not in RECIPES:
             raise UsageError(f"no recipe '{recipe}'; there are {', '.join(RECIPES)}")
         self.learned = dict(learned or {})
-        self._source = source = Source(folder)
+        self._source = source = Source(folder, allow_unknown_keys=allow_unknown_keys)
         self.folder, self.layout = source.folder, source.layout
         where = str(self.folder / "config.json")
         family = family_of(source.config, where)

@@ -12,7 +12,9 @@ from typing import Any
 
 from macmoe.checkpoint import check_counts, is_macmoe_folder
 from macmoe.config import ConfigReader, load_config, read_quantization
+from macmoe.config_reader import permitted
 from macmoe.errors import ConfigError, ConversionError
+from macmoe.families import known_config
 from macmoe.shards import Shards
 from macmoe_converters.original import hub_config, is_original
 from macmoe_converters.packing import FLOATS, Tensor, e8m0_values, fp8_blocks, mxfp4_blocks, packed, plain
@@ -80,8 +82,12 @@ class Source:
         companions: The folders that may hold its tokenizer.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, allow_unknown_keys: bool = False) -> None:
         """Open a folder and check the headers of its files.
+
+        Args:
+            folder: The folder.
+            allow_unknown_keys: Warn of unknown keys in config.json instead of refusing them.
 
         Raises:
             ConfigError: config.json is missing or invalid.
@@ -94,7 +100,11 @@ class Source:
         self.layout = layout_of(self.folder, config, tensors)
         file = str(self.folder / "config.json")
         check_counts(config, len(tensors), self.folder)
-        self.config = hub_config(config, file) if self.layout == "original" else config
+        if self.layout == "original":
+            config = hub_config(
+                permitted(config, file, hub_config, allow_unknown_keys=allow_unknown_keys), file
+            )
+        self.config = known_config(config, file, allow_unknown_keys=allow_unknown_keys)
         self.files = self._shards.files
         # OpenAI's repository has the original weights in a folder of their own, below the tokenizer.
         self.companions = (self.folder, self.folder.parent) if self.layout == "original" else (self.folder,)

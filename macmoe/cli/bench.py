@@ -14,8 +14,8 @@ from macmoe.cli.loading import open_session
 from macmoe.cli.options import Finite, cache_bits_option, check_file, check_plot, no_kernels_option
 from macmoe.cli.shapes import check_memory
 from macmoe.cli.terminal import progress_bar
+from macmoe.cli.unknown_keys import allow_unknown_keys_option, find_config
 from macmoe.families import family_of
-from macmoe.inspection import find_config
 from macmoe_converters.targets import hub_spelling
 
 COUNT = click.IntRange(min=1)
@@ -37,6 +37,7 @@ FILE = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
 @click.option("--json", "json_file", type=FILE, callback=check_file, help="Write JSON to a file, or to -.")
 @click.option("--plot", "plot_file", type=FILE, callback=check_plot, help="Draw into a PNG or SVG file.")
 @cache_bits_option
+@allow_unknown_keys_option
 @no_kernels_option
 def command(*, model_name: str | None, shape: str | None, layers: int | None, **how: Any) -> None:
     """Measure speed, memory and kernels, also beside mlx-lm.

@@ -24,6 +24,7 @@ from macmoe.cli.options import (
 from macmoe.cli.screen import PLAIN_WRITERS, LiveScreen, erase_live_line
 from macmoe.cli.slash import COMMANDS, run_command
 from macmoe.cli.terminal import is_terminal, note, printable
+from macmoe.cli.unknown_keys import allow_unknown_keys_option
 from macmoe.errors import MacmoeError, UsageError
 from macmoe.tools import load_tools
 
@@ -44,6 +45,7 @@ WELCOME = "{model}. /help lists the commands, Ctrl-C stops an answer, Ctrl-D lea
 
 
 @click.command()
+@allow_unknown_keys_option
 @answer_options
 @cache_option
 @cache_bits_option

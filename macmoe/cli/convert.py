@@ -17,10 +17,11 @@ from macmoe.cli.learning import open_learned
 from macmoe.cli.options import Finite, check_file, check_plot
 from macmoe.cli.quality import open_within, write_quality
 from macmoe.cli.terminal import note, progress_bar, size, table
+from macmoe.cli.unknown_keys import allow_unknown_keys_option, open_conversion
 from macmoe.errors import UsageError
 from macmoe.location import find_model
 from macmoe.tokenizer import Tokenizer
-from macmoe_converters import KEEP, LEARNED, RECIPES, Conversion, open_conversion
+from macmoe_converters import KEEP, LEARNED, RECIPES, Conversion
 from macmoe_converters.conversion import MACMOE
 from macmoe_converters.sink import SHARD_BYTES, Output, check_target, free_bytes, is_finished
 from macmoe_converters.targets import ENCODERS
@@ -98,6 +99,7 @@ def _check_out(_: click.Context, __: click.Parameter, out: Path | None) -> Path 
 @click.option("--verify", "proves", is_flag=True, help="Read source and output again, prove every tensor.")
 @click.option("--force", is_flag=True, help="Replace the folder if it exists, and what was unfinished.")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be written.")
+@allow_unknown_keys_option
 def command(
     *,
     source: str,

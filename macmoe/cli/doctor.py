@@ -16,10 +16,10 @@ from macmoe.cli.loading import open_session
 from macmoe.cli.options import cache_bits_option, no_kernels_option
 from macmoe.cli.shapes import check_memory
 from macmoe.cli.terminal import note, size
+from macmoe.cli.unknown_keys import allow_unknown_keys_option, find_config
 from macmoe.decoding.examination import Check, Verdict
 from macmoe.decoding.launches import Judged, KernelCheck
 from macmoe.families import Model
-from macmoe.inspection import find_config
 from macmoe.location import BUILT_IN, find_model
 
 BYTES_FROM = 1 << 20  # limits of the device from here on are bytes
@@ -32,6 +32,7 @@ BYTES_FROM = 1 << 20  # limits of the device from here on are bytes
 @click.option("--fresh", is_flag=True, help="Check again what has been checked before.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @cache_bits_option
+@allow_unknown_keys_option
 @no_kernels_option
 def command(
     *,

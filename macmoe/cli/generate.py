@@ -23,6 +23,7 @@ from macmoe.cli.options import (
     open_cache,
 )
 from macmoe.cli.terminal import is_terminal, progress_bar, read_text, write_answer
+from macmoe.cli.unknown_keys import allow_unknown_keys_option
 from macmoe.errors import ChatFormatError, UsageError
 
 if TYPE_CHECKING:
@@ -35,12 +36,14 @@ if TYPE_CHECKING:
     from macmoe.prompt_cache import PromptCache
     from macmoe.session import Session
 
-SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed")
+PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", *PENALTIES, "seed")
 NOT_RAW = ("system", "thinking", "thinking_budget", "max_answer_tokens")
 
 
 @click.command()
 @click.argument("prompt", required=False)
+@allow_unknown_keys_option
 @answer_options
 @adapter_option
 @click.option(
@@ -108,7 +111,12 @@ def _complete(
 ) -> Iterator[Event | Stats]:
     sampling = session.sampling(**{name: getattr(settings, name) for name in SAMPLING})
     return session.complete(
-        text, max_tokens=settings.max_tokens, sampling=sampling, cache=cache, progress=progress
+        text,
+        max_tokens=settings.max_tokens,
+        sampling=sampling,
+        stop=settings.stop,
+        cache=cache,
+        progress=progress,
     )
 
 

@@ -8,7 +8,8 @@ import click
 
 from macmoe.cli.options import cache_bits_option
 from macmoe.cli.terminal import size, table
-from macmoe.inspection import Architecture, describe, find_config
+from macmoe.cli.unknown_keys import allow_unknown_keys_option, find_config
+from macmoe.inspection import Architecture, describe
 
 UNKNOWN = NONE = "-"
 
@@ -25,6 +26,7 @@ UNKNOWN = NONE = "-"
     help="Tokens for which the size of the cache is shown; may be repeated.",
 )
 @cache_bits_option
+@allow_unknown_keys_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     *, models: tuple[str, ...], contexts: tuple[int, ...], cache_bits: int | None, as_json: bool

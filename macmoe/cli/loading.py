@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import macmoe
 from macmoe.cli.terminal import note, progress_bar
+from macmoe.cli.unknown_keys import unknown_keys_allowed
 from macmoe.location import cache_folder
 
 if TYPE_CHECKING:
@@ -29,4 +30,6 @@ def open_session(name: str, adapter: str | Path | None = None) -> Session:
                 announced = True
             bar(done, total)
 
-        return macmoe.load(name, adapter=adapter, progress=progress)
+        return macmoe.load(
+            name, adapter=adapter, progress=progress, allow_unknown_keys=unknown_keys_allowed()
+        )

@@ -12,6 +12,7 @@ import click
 from macmoe.cli.loading import open_session
 from macmoe.cli.options import THINKING, Finite, adapter_option
 from macmoe.cli.terminal import note, progress_bar, table
+from macmoe.cli.unknown_keys import allow_unknown_keys_option
 from macmoe.sampling import SamplingOptions
 from macmoe.tuning.data import read_dataset
 from macmoe.tuning.distill import DistillOptions, distill
@@ -26,6 +27,7 @@ SAMPLING = ("temperature", "top_p", "top_k", "seed")
 
 @click.command()
 @click.argument("questions")
+@allow_unknown_keys_option
 @click.option(
     "--model", "model_name", default="tiny:qwen3", show_default=True, help="Folder, hub id or tiny:..."
 )

@@ -12,6 +12,7 @@ import click
 from macmoe.cli.loading import open_session
 from macmoe.cli.options import adapter_option
 from macmoe.cli.terminal import note, progress_bar, table
+from macmoe.cli.unknown_keys import allow_unknown_keys_option
 from macmoe.tuning.data import read_dataset
 from macmoe.tuning.evaluation import examine, modes_of
 from macmoe.tuning.verifiers import open_verifier
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("questions")
+@allow_unknown_keys_option
 @click.option(
     "--model", "model_name", default="tiny:qwen3", show_default=True, help="Folder, hub id or tiny:..."
 )

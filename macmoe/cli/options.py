@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from macmoe.session import Session
 
 THINKING = ("off", "on", "low", "medium", "high")
-MAX_TOKENS = Settings().max_tokens
 
 
 class Finite(click.FloatRange):
@@ -52,15 +51,27 @@ ANSWER_OPTIONS = (
     click.option(
         "--max-tokens",
         type=click.IntRange(1),
-        default=MAX_TOKENS,
-        show_default=True,
-        help="Thinking included.",
+        help="Thinking included; by default what the context has room for.",
     ),
     click.option("--max-answer-tokens", type=click.IntRange(1), help="Thinking not included."),
     click.option("--temperature", type=Finite(0), help="0 takes the most probable token."),
     click.option("--top-p", type=Finite(0, 1, min_open=True), help="Keep tokens up to this probability."),
     click.option("--top-k", type=click.IntRange(0), help="Keep this many tokens; 0 keeps all."),
     click.option("--min-p", type=Finite(0, 1), help="Drop tokens below this share of the best one."),
+    click.option(
+        "--repetition-penalty",
+        type=Finite(0, min_open=True),
+        help="Above 1: what prompt and answer hold becomes less probable.",
+    ),
+    click.option("--presence-penalty", type=Finite(), help="Above 0: so does what the answer holds."),
+    click.option("--frequency-penalty", type=Finite(), help="The same, for each time that it holds it."),
+    click.option(
+        "--stop",
+        multiple=True,
+        metavar="TEXT",
+        callback=lambda _, __, texts: texts or None,
+        help="End the answer before this text; may be repeated.",
+    ),
     click.option("--seed", type=click.IntRange(0, SEEDS - 1), help="Makes a sampled answer reproducible."),
 )
 

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from macmoe.chat.messages import Message
 from macmoe.cli.terminal import progress_bar, table
-from macmoe.defaults import Defaults
+from macmoe.cli.unknown_keys import open_conversion, unknown_keys_allowed
 from macmoe.errors import UsageError
 from macmoe.generate import generate
 from macmoe.sampling import Sampler, SamplingOptions
-from macmoe.session import Session, load_model
-from macmoe.tokenizer import Tokenizer
-from macmoe_converters import Conversion, open_conversion
+from macmoe.session import Session, load_folder
+from macmoe_converters import Conversion
 from macmoe_converters.exchange import choose
 from macmoe_converters.quality import losses, report
 from macmoe_converters.sensitivity import Passage
@@ -60,7 +59,7 @@ def open_within(folder: Path, bits_per_weight: float, calibration: Path | None) 
         UsageError: The budget is too small, or the text cannot be read, or is empty.
     """
     plain = open_conversion(folder)
-    session = Session(*load_model(folder), Tokenizer.from_folder(folder), Defaults.read(folder))
+    session = load_folder(folder, allow_unknown_keys=unknown_keys_allowed())
     passages = [_passage(session, calibration)] if calibration else own_words(session)
     with progress_bar("measuring") as progress:
         packings = choose(session.model, plain, passages, bits_per_weight, progress)

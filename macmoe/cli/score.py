@@ -10,6 +10,7 @@ import click
 from macmoe.cli.loading import open_session
 from macmoe.cli.options import no_kernels_option
 from macmoe.cli.terminal import read_text, table
+from macmoe.cli.unknown_keys import allow_unknown_keys_option
 from macmoe.errors import UsageError
 from macmoe.scoring import Comparison, Score, compare, score
 
@@ -17,6 +18,7 @@ from macmoe.scoring import Comparison, Score, compare, score
 @click.command()
 @click.argument("model_name", metavar="MODEL")
 @click.argument("text", required=False)
+@allow_unknown_keys_option
 @click.option(
     "--tokens",
     "tokens_file",

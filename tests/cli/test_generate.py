@@ -167,10 +167,16 @@ def test_every_option_reaches_the_session(macmoe, session):
         "top_p": 0.95,
         "top_k": 20,
         "min_p": 0.01,
+        "repetition_penalty": 1.05,
+        "presence_penalty": -0.5,
+        "frequency_penalty": 0.25,
         "seed": 0,
+        "stop": ("END",),
     }
     arguments = [
-        part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))
+        part
+        for name, value in options.items()
+        for part in (f"--{name.replace('_', '-')}", "END" if name == "stop" else str(value))
     ]
     assert macmoe("generate", "Hi", *arguments).exit_code == 0
     assert asked.calls == [("chat", "Hi", options)]
@@ -184,7 +190,7 @@ def test_tools_are_declared_and_calls_are_parsed(macmoe, session, tmp_path):
     path.write_text(json.dumps(DECLARED))
     asked = session([ToolCallEvent("add", {"a": 1}, '{"a": 1}'), STATS])
     result = macmoe("generate", "Hi", "--tools", str(path), "--json")
-    assert asked.calls == [("chat", "Hi", {"tools": DECLARED, "max_tokens": 4096})]
+    assert asked.calls == [("chat", "Hi", {"tools": DECLARED})]
     assert json.loads(result.stdout)["tool_calls"] == [
         {"name": "add", "arguments": {"a": 1}, "raw": '{"a": 1}'}
     ]
