@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -12,6 +11,7 @@ from macmoe.bench.run import PEER, SIZES, Subject, Work, run
 from macmoe.cli.bench_report import show
 from macmoe.cli.loading import open_session
 from macmoe.cli.options import Finite, cache_bits_option, check_file, check_plot, no_kernels_option
+from macmoe.cli.paths import UserPath
 from macmoe.cli.shapes import check_memory
 from macmoe.cli.terminal import progress_bar
 from macmoe.families import family_of
@@ -19,7 +19,7 @@ from macmoe.inspection import find_config
 from macmoe_converters.targets import hub_spelling
 
 COUNT = click.IntRange(min=1)
-FILE = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
+FILE = UserPath(dir_okay=False, allow_dash=True)
 
 
 @click.command()

@@ -22,6 +22,7 @@ from macmoe.cli.options import (
     no_kernels_option,
     open_cache,
 )
+from macmoe.cli.paths import UserPath
 from macmoe.cli.terminal import is_terminal, progress_bar, read_text, write_answer
 from macmoe.errors import ChatFormatError, UsageError
 
@@ -46,7 +47,7 @@ NOT_RAW = ("system", "thinking", "thinking_budget", "max_answer_tokens")
 @click.option(
     "--tools",
     "tools_file",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=UserPath(dir_okay=False),
     help="A JSON list of tools to declare; calls are printed, never run.",
 )
 @cache_option

@@ -11,6 +11,7 @@ import click
 
 from macmoe.cli.loading import open_session
 from macmoe.cli.options import THINKING, Finite, adapter_option
+from macmoe.cli.paths import UserPath
 from macmoe.cli.terminal import note, progress_bar, table
 from macmoe.sampling import SamplingOptions
 from macmoe.tuning.data import read_dataset
@@ -33,7 +34,7 @@ SAMPLING = ("temperature", "top_p", "top_k", "seed")
 @click.option(
     "--out",
     required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=UserPath(dir_okay=False),
     help="JSON lines; a run that was stopped is continued.",
 )
 @click.option(

@@ -10,6 +10,7 @@ import click
 import macmoe
 from macmoe.adapters.opening import open_adapter
 from macmoe.cli.options import Finite
+from macmoe.cli.paths import UserPath
 from macmoe.cli.terminal import note, read_text, table
 from macmoe.converted import ready
 from macmoe.location import find_model
@@ -24,9 +25,9 @@ LONGEST = 256  # tokens whose distributions are held at once
 
 
 @click.command(epilog=EXAMPLE)
-@click.argument("adapter", type=click.Path(path_type=Path))
+@click.argument("adapter", type=UserPath())
 @click.option("--model", "model_name", required=True, help="The adapted model: folder, hub id or tiny:...")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder to make.")
+@click.option("--out", type=UserPath(), required=True, help="The folder to make.")
 @click.option(
     "--precision",
     type=click.Choice(get_args(Precision)),

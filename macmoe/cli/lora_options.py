@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import click
 
+from macmoe.cli.paths import UserPath
 from macmoe.tuning.config import (
     LoraOptions,
     OptimizerName,
@@ -95,12 +96,12 @@ def run_options(command: Callable[..., None], *, reads_data: bool = True) -> Cal
         command(options=read_run(config, given, otherwise), **arguments)
 
     table = [
-        click.option("--config", type=click.Path(path_type=Path), help="A TOML file with these settings."),
+        click.option("--config", type=UserPath(), help="A TOML file with these settings."),
         click.option("--model", help="Folder, hub id or tiny:..."),
         click.option("--data", help="A file, a folder or a hub id."),
         click.option(
             "--out",
-            type=click.Path(path_type=Path),
+            type=UserPath(),
             help=f"The folder of the run.{_default_of(RunOptions, 'out')}",
         ),
     ]

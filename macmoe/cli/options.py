@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from macmoe.cli.paths import UserPath
 from macmoe.conversation import Settings
 from macmoe.errors import UsageError
 from macmoe.kernels.source import SWITCH
@@ -109,13 +110,13 @@ def answer_options(command: Callable[..., None]) -> Callable[..., None]:
 
 adapter_option = click.option(
     "--adapter",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     help="Answer with this adapter: a folder of macmoe, PEFT or mlx-lm.",
 )
 cache_option = click.option(
     "--cache",
     "cache_file",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=UserPath(dir_okay=False),
     help="Go on with what this file knows of the prompt, and update it at the end.",
 )
 

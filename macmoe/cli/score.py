@@ -9,6 +9,7 @@ import click
 
 from macmoe.cli.loading import open_session
 from macmoe.cli.options import no_kernels_option
+from macmoe.cli.paths import TextFile
 from macmoe.cli.terminal import read_text, table
 from macmoe.errors import UsageError
 from macmoe.scoring import Comparison, Score, compare, score
@@ -20,10 +21,10 @@ from macmoe.scoring import Comparison, Score, compare, score
 @click.option(
     "--tokens",
     "tokens_file",
-    type=click.File(encoding="utf-8"),
+    type=TextFile(),
     help="Score the token ids in this file instead.",
 )
-@click.option("--file", "text_file", type=click.File(encoding="utf-8"), help="Score the text in this file.")
+@click.option("--file", "text_file", type=TextFile(), help="Score the text in this file.")
 @click.option("--against", "other_name", metavar="OTHER", help="Compare with this model on the same tokens.")
 @no_kernels_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every token's log-probability.")
