@@ -23,7 +23,8 @@ from macmoe.cli.options import (
     open_cache,
 )
 from macmoe.cli.paths import UserPath
-from macmoe.cli.terminal import is_terminal, progress_bar, read_text, write_answer
+from macmoe.cli.terminal import is_terminal, progress_bar, write_answer
+from macmoe.cli.texts import file_option, given_text, read_file, refuse_late_text
 from macmoe.errors import ChatFormatError, UsageError
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ NOT_RAW = ("system", "thinking", "thinking_budget", "max_answer_tokens")
 
 @click.command()
 @click.argument("prompt", required=False)
+@file_option("Read the prompt from a file; with PROMPT, both are joined. May be repeated.")
 @answer_options
 @adapter_option
 @click.option(
@@ -59,6 +61,7 @@ NOT_RAW = ("system", "thinking", "thinking_budget", "max_answer_tokens")
 def command(
     *,
     prompt: str | None,
+    files: tuple[Path, ...],
     model_name: str,
     adapter: Path | None,
     settings: Settings,
@@ -71,15 +74,16 @@ def command(
 ) -> None:
     """Answer one prompt.
 
-    PROMPT `-`, or none where input is piped, reads standard input. The answer goes to stdout, thinking and
-    statistics go to stderr. Without options, sampling is as the model's generation_config.json asks.
+    Text that is piped in is joined to PROMPT, after an empty line; PROMPT `-`, or none, takes the pipe alone.
+    The answer goes to stdout, thinking and statistics go to stderr. Without options, the model's
+    generation_config.json decides how to sample.
     """
     tools = read_tools(tools_file)
     if raw:
         _refuse_with_raw(settings, tools)
-    if prompt is None and (sys.stdin is None or is_terminal(sys.stdin)):
+    if prompt is None and not files and is_terminal(sys.stdin):
         raise click.UsageError("Missing argument 'PROMPT'.")
-    text = read_text("-" if prompt is None else prompt)
+    text = given_text(prompt, files)
     session = open_session(model_name, adapter)
     with open_cache(session, cache_file, cache_bits) as cache:
         with progress_bar("reading the prompt") as progress:
@@ -96,6 +100,7 @@ def command(
             write_answer(json.dumps(collect(events), ensure_ascii=False) + "\n")
         else:
             show(events, WRITERS, hide_thinking=hide_thinking)
+    refuse_late_text()
 
 
 def _refuse_with_raw(settings: Settings, tools: list[Any]) -> None:
@@ -123,7 +128,7 @@ def read_tools(path: Path | None) -> list[Any]:
     if path is None:
         return []
     try:
-        tools = json.loads(path.read_text(encoding="utf-8"))
+        tools = json.loads(read_file(path))
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: invalid JSON ({error}); tools are a JSON list of declarations") from None
     if not isinstance(tools, list):

@@ -1,4 +1,4 @@
-"""Types of options that are paths; `~` is expanded, which a shell does not do in `--out=~/x`."""
+"""The type of options that are paths; `~` is expanded, which a shell does not do in `--out=~/x`."""
 
 from __future__ import annotations
 
@@ -19,15 +19,4 @@ class UserPath(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the path."""
-        return super().convert(os.fspath(expand_home(value)), param, ctx)
-
-
-class TextFile(click.File):
-    """A file of UTF-8 text, open for reading; `-` is standard input, and a byte order mark is no text."""
-
-    def __init__(self) -> None:
-        super().__init__(encoding="utf-8-sig")
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the open file."""
         return super().convert(os.fspath(expand_home(value)), param, ctx)

@@ -9,7 +9,7 @@ import click
 import pytest
 
 from macmoe.cli import cli
-from macmoe.cli.paths import TextFile, UserPath
+from macmoe.cli.paths import UserPath
 from tests.cli.commands import all_commands
 from tests.conftest import ROOT
 
@@ -30,7 +30,7 @@ def test_every_path_is_of_the_kind_that_expands_it():
     kinds = [parameter.type for _, command in all_commands(cli) for parameter in command.params]
     paths = [kind for kind in kinds if isinstance(kind, click.Path | click.File)]
     assert len(paths) > 15
-    assert all(isinstance(kind, UserPath | TextFile) for kind in paths)
+    assert all(isinstance(kind, UserPath) for kind in paths)
 
 
 def test_no_folder_is_called_tilde(macmoe, home):
