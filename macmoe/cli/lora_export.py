@@ -14,12 +14,8 @@ from macmoe.cli.terminal import note
 from macmoe.errors import UsageError
 from macmoe.tuning.run import empty_model
 
-EXAMPLE = """\b
-macmoe lora export adapters/chats --model Qwen/Qwen3-30B-A3B --out chats-peft
-"""
 
-
-@click.command(epilog=EXAMPLE)
+@click.command()
 @click.argument("adapter", type=UserPath())
 @click.option("--model", "model_name", required=True, help="The adapted model: folder, hub id or tiny:...")
 @click.option("--out", type=UserPath(), required=True, help="The folder to make.")

@@ -17,14 +17,11 @@ from macmoe.location import find_model
 from macmoe.session import open_weights
 from macmoe.tuning.fuse import Precision, check_free, fuse, record, stored_types, write_fused
 
-EXAMPLE = """\b
-macmoe lora fuse adapters/chats --model tiny:gpt-oss --out chats-fused --precision base
-"""
 TEXT = "The quick brown fox jumps over the lazy dog. What is 17 + 25? Think, then answer in one sentence."
 LONGEST = 256  # tokens whose distributions are held at once
 
 
-@click.command(epilog=EXAMPLE)
+@click.command()
 @click.argument("adapter", type=UserPath())
 @click.option("--model", "model_name", required=True, help="The adapted model: folder, hub id or tiny:...")
 @click.option("--out", type=UserPath(), required=True, help="The folder to make.")
