@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from macmoe.cli.loading import open_session
+from macmoe.cli.model import model_option
 from macmoe.cli.options import THINKING, Finite, adapter_option
 from macmoe.cli.paths import UserPath
 from macmoe.cli.terminal import note, progress_bar, table
@@ -27,9 +28,7 @@ SAMPLING = ("temperature", "top_p", "top_k", "seed")
 
 @click.command()
 @click.argument("questions")
-@click.option(
-    "--model", "model_name", default="tiny:qwen3", show_default=True, help="Folder, hub id or tiny:..."
-)
+@model_option()
 @adapter_option
 @click.option(
     "--out",

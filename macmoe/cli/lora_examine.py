@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from macmoe.cli.loading import open_session
+from macmoe.cli.model import model_option
 from macmoe.cli.options import adapter_option
 from macmoe.cli.terminal import note, progress_bar, table
 from macmoe.tuning.data import read_dataset
@@ -22,9 +23,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("questions")
-@click.option(
-    "--model", "model_name", default="tiny:qwen3", show_default=True, help="Folder, hub id or tiny:..."
-)
+@model_option()
 @adapter_option
 @click.option(
     "--mode", "modes", multiple=True, help="on, off, low, ..., /think; by default all with a choice."

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 
+from macmoe.cli.model import VARIABLE
 from macmoe.cli.paths import UserPath
 from macmoe.tuning.config import (
     LoraOptions,
@@ -81,7 +83,7 @@ def run_options(command: Callable[..., None], *, reads_data: bool = True) -> Cal
         command: The command.
         reads_data: Whether it has to be told where the data are.
     """
-    otherwise = {} if reads_data else {"data": {"data": ""}}
+    data_otherwise = {} if reads_data else {"data": {"data": ""}}
 
     @functools.wraps(command)
     def with_run(
@@ -93,6 +95,7 @@ def run_options(command: Callable[..., None], *, reads_data: bool = True) -> Cal
             if name in BY_COMMA and value is not None:
                 value = value.split(",")
             given[section][name] = None if value == () else value
+        otherwise = {"model": os.environ.get(VARIABLE) or None, **data_otherwise}
         command(options=read_run(config, given, otherwise), **arguments)
 
     table = [

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from macmoe.cli.model import model_option
 from macmoe.cli.paths import UserPath
 from macmoe.conversation import Settings
 from macmoe.errors import UsageError
@@ -40,9 +41,7 @@ class Finite(click.FloatRange):
 
 
 ANSWER_OPTIONS = (
-    click.option(
-        "--model", "model_name", default="tiny:qwen3", show_default=True, help="Folder, hub id or tiny:..."
-    ),
+    model_option(),
     click.option("--system", help="A system message before all others."),
     click.option(
         "--thinking", type=click.Choice(THINKING), help="How much to think; models differ in the choice."

@@ -45,7 +45,7 @@ def given_text(argument: str | None, files: Sequence[Path] = ()) -> str:
     given += [read_file(path) for path in files]
     if STDIN not in (argument, *map(str, files)):
         given.append(piped_text(waits=not given))
-    *before, last = [text for text in given if text.strip()] or given
+    *before, last = [text for text in given if text.strip()] or given[:1]
     return "\n\n".join([*(text.rstrip("\n") for text in before), last])
 
 

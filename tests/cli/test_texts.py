@@ -45,6 +45,7 @@ def test_a_pipe_with_nothing_in_it_adds_nothing(pipe, nothing):
     pipe.write(nothing)
     pipe.close()
     assert given_text("Hello \n") == "Hello \n"
+    assert given_text("") == ""
 
 
 def test_a_pipe_alone_is_the_text_as_it_is(pipe):
