@@ -10,8 +10,8 @@ from macmoe.bench.measure import Plan
 from macmoe.bench.run import PEER, SIZES, Subject, Work, run
 from macmoe.cli.bench_report import show
 from macmoe.cli.loading import open_session
-from macmoe.cli.options import Finite, cache_bits_option, check_file, check_plot, no_kernels_option
-from macmoe.cli.paths import UserPath
+from macmoe.cli.options import Finite, cache_bits_option, check_plot, no_kernels_option
+from macmoe.cli.paths import UserPath, check_file
 from macmoe.cli.shapes import check_memory
 from macmoe.cli.terminal import progress_bar
 from macmoe.families import family_of

@@ -14,8 +14,8 @@ from pathlib import Path
 import click
 
 from macmoe.cli.learning import open_learned
-from macmoe.cli.options import Finite, check_file, check_plot
-from macmoe.cli.paths import UserPath
+from macmoe.cli.options import Finite, check_plot
+from macmoe.cli.paths import UserPath, check_file
 from macmoe.cli.quality import open_within, write_quality
 from macmoe.cli.terminal import note, progress_bar, size, table
 from macmoe.errors import UsageError

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from macmoe.cli.model import model_option
-from macmoe.cli.paths import UserPath
+from macmoe.cli.paths import UserPath, check_file, with_parents
 from macmoe.conversation import Settings
 from macmoe.errors import UsageError
 from macmoe.kernels.source import SWITCH
@@ -65,19 +65,6 @@ ANSWER_OPTIONS = (
 )
 
 
-def check_file(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
-    """Refuse a file that cannot be made, before there is anything to write.
-
-    Raises:
-        UsageError: Its folder does not exist, or it is a folder itself.
-    """
-    if path is not None and not path.parent.is_dir():
-        raise UsageError(f"{path}: there is no folder {path.parent}; create it first")
-    if path is not None and path.is_dir():
-        raise UsageError(f"{path}: is a folder; give the name of a file in it")
-    return path
-
-
 def check_plot(ctx: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
     """Refuse a picture that cannot be drawn, before there is anything to draw.
 
@@ -116,7 +103,8 @@ cache_option = click.option(
     "--cache",
     "cache_file",
     type=UserPath(dir_okay=False),
-    help="Go on with what this file knows of the prompt, and update it at the end.",
+    callback=check_file,
+    help="Reuse the prompt cache in this file, and update it at the end; a new file is made.",
 )
 
 cache_bits_option = click.option(
@@ -124,7 +112,7 @@ cache_bits_option = click.option(
     "cache_bits",
     type=click.Choice(["8"]),
     callback=lambda _, __, bits: bits and int(bits),
-    help="Keep what grows with the context in so many bits a number; otherwise as the model computes.",
+    help="Quantize the KV cache to 8 bits.",
 )
 
 
@@ -151,16 +139,14 @@ def open_cache(session: Session, path: Path | None, bits: int | None) -> Iterato
 
     Raises:
         CheckpointError: The file is no cache, or of another model.
-        UsageError: Its folder does not exist, it is kept in other bits, or the model's cache cannot be.
+        UsageError: It is kept in other bits, or the model's cache cannot be.
     """
     if path is None:
         yield None if bits is None else session.make_cache(bits)
         return
-    if not path.parent.is_dir():
-        raise UsageError(f"{path}: there is no folder {path.parent}; create it first")
     held = PromptCache.load(path, session.model, bits) if path.exists() else session.make_cache(bits)
     try:
         yield held
     finally:
         if held.tokens:
-            held.save(path)
+            held.save(with_parents(path))

@@ -40,6 +40,16 @@ def test_no_folder_is_called_tilde(macmoe, home):
     assert list(Path().iterdir()) == []
 
 
+def test_folders_around_a_file_are_made(macmoe, tmp_path):
+    deep = tmp_path / "not" / "there"
+    answered = macmoe("generate", "What is 1 + 2?", "--temperature", "0", "--cache", str(deep / "a.cache"))
+    assert (answered.exit_code, (deep / "a.cache").is_file()) == (0, True)
+    report, plot = deep / "more" / "report.json", deep / "drawn" / "bits.png"
+    out = ("--out", str(tmp_path / "made"), "--report", str(report), "--plot", str(plot))
+    assert macmoe("convert", str(HUB), *out).exit_code == 0
+    assert (report.is_file(), plot.is_file()) == (True, True)
+
+
 def test_files_are_read_there(macmoe, home):
     (home / "text").write_text("What is 17 + 25?")
     assert macmoe("score", "tiny:qwen3", "--file=~/text").exit_code == 0
