@@ -43,21 +43,21 @@ NOT_RAW = ("system", "thinking", "thinking_budget", "max_answer_tokens")
 
 @click.command()
 @click.argument("prompt", required=False)
-@file_option("Read the prompt from a file; with PROMPT, both are joined. May be repeated.")
+@file_option("Read the prompt from a file, after PROMPT if both are given; repeatable.")
 @answer_options
 @adapter_option
 @click.option(
     "--tools",
     "tools_file",
     type=UserPath(dir_okay=False),
-    help="A JSON list of tools to declare; calls are printed, never run.",
+    help="JSON file with a list of tools; calls are printed, never run.",
 )
 @cache_option
 @cache_bits_option
 @no_kernels_option
-@click.option("--raw", is_flag=True, help="Continue the prompt as it is, without a chat format.")
+@click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without a chat template.")
 @click.option("--hide-thinking", is_flag=True, help="Do not show the thinking.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object when done.")
 def command(
     *,
     prompt: str | None,
@@ -74,9 +74,9 @@ def command(
 ) -> None:
     """Answer one prompt.
 
-    Text that is piped in is joined to PROMPT, after an empty line; PROMPT `-`, or none, takes the pipe alone.
-    The answer goes to stdout, thinking and statistics go to stderr. Without options, the model's
-    generation_config.json decides how to sample.
+    Text piped in is appended to PROMPT after a blank line; without PROMPT, or with `-`, it is the prompt. The
+    answer goes to stdout, thinking and statistics go to stderr. By default, sampling follows the model's
+    generation_config.json.
     """
     tools = read_tools(tools_file)
     if raw:

@@ -29,7 +29,7 @@ TOO_LONG = "too long"  # a context that the positions do not reach
     multiple=True,
     default=(32_768, 131_072),
     show_default=True,
-    help="Tokens for which the size of the cache is shown; may be repeated.",
+    help="Show the size of the KV cache at this context length; repeatable.",
 )
 @cache_bits_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

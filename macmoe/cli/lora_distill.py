@@ -44,14 +44,22 @@ SAMPLING = ("temperature", "top_p", "top_k", "seed")
     metavar="HOW",
     help="exact, regex:PATTERN or FILE.py:FUNCTION.",
 )
-@click.option("--thinking", type=click.Choice(THINKING), default="on", show_default=True, help="The mode.")
-@click.option("--tries", type=click.IntRange(1), default=4, show_default=True, help="Replies to a question.")
-@click.option("--keep", type=click.IntRange(1), default=1, show_default=True, help="Replies to keep of them.")
-@click.option("--max-tokens", type=click.IntRange(1), default=2048, show_default=True, help="Of a reply.")
+@click.option(
+    "--thinking", type=click.Choice(THINKING), default="on", show_default=True, help="Thinking mode."
+)
+@click.option("--tries", type=click.IntRange(1), default=4, show_default=True, help="Replies per question.")
+@click.option(
+    "--keep", type=click.IntRange(1), default=1, show_default=True, help="Right replies to keep per question."
+)
+@click.option(
+    "--max-tokens", type=click.IntRange(1), default=2048, show_default=True, help="Limit of a reply."
+)
 @click.option("--temperature", type=Finite(0), default=1.0, show_default=True)
 @click.option("--top-p", type=Finite(0, 1, min_open=True), default=1.0, show_default=True)
 @click.option("--top-k", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--block", type=click.IntRange(1), default=16, show_default=True, help="Asked together.")
+@click.option(
+    "--block", type=click.IntRange(1), default=16, show_default=True, help="Questions asked at once."
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--skip-bad", is_flag=True, help="Leave bad rows out and count them.")
 @click.option("--json", "as_json", is_flag=True, help="Print the statistics as JSON.")

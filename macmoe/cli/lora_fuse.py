@@ -30,9 +30,11 @@ LONGEST = 256  # tokens whose distributions are held at once
     type=click.Choice(get_args(Precision)),
     default="full",
     show_default=True,
-    help="Of the touched matrices: the base's, 8 bits where it is packed, or full.",
+    help="Of the fused matrices: as the base model, 8 bits where that is quantized, or full.",
 )
-@click.option("--keep", type=Finite(0, 1), default=0.9, show_default=True, help="Share to keep.")
+@click.option(
+    "--keep", type=Finite(0, 1), default=0.9, show_default=True, help="Share of the effect to keep."
+)
 @click.option("--strict", is_flag=True, help="Refuse where less is kept, instead of a finer precision.")
 @click.option("--text", default=TEXT, help="Measure on this text; `-` reads standard input.")
 def command(

@@ -46,9 +46,9 @@ class Preview:
 
 @click.command()
 @click.argument("data")
-@model_option("Whose format to use.")
+@model_option("Model whose tokenizer and chat template are used.")
 @click.option(
-    "--samples", "count", type=click.IntRange(0), default=3, show_default=True, help="Show so many."
+    "--samples", "count", type=click.IntRange(0), default=3, show_default=True, help="Show this many samples."
 )
 @click.option(
     "--max-length",

@@ -42,12 +42,14 @@ class Finite(click.FloatRange):
 
 ANSWER_OPTIONS = (
     model_option(),
-    click.option("--system", help="A system message before all others."),
+    click.option("--system", help="System message."),
     click.option(
-        "--thinking", type=click.Choice(THINKING), help="How much to think; models differ in the choice."
+        "--thinking", type=click.Choice(THINKING), help="How much to think; not every model has every level."
     ),
     click.option(
-        "--thinking-budget", type=click.IntRange(0), help="Close the thinking after this many tokens."
+        "--thinking-budget",
+        type=click.IntRange(0),
+        help="Close the thinking after this many tokens, and answer.",
     ),
     click.option(
         "--max-tokens",
@@ -56,10 +58,18 @@ ANSWER_OPTIONS = (
         show_default=True,
         help="Thinking included.",
     ),
-    click.option("--max-answer-tokens", type=click.IntRange(1), help="Thinking not included."),
-    click.option("--temperature", type=Finite(0), help="0 takes the most probable token."),
-    click.option("--top-p", type=Finite(0, 1, min_open=True), help="Keep tokens up to this probability."),
-    click.option("--top-k", type=click.IntRange(0), help="Keep this many tokens; 0 keeps all."),
+    click.option(
+        "--max-answer-tokens", type=click.IntRange(1), help="Limit of the answer alone, without thinking."
+    ),
+    click.option("--temperature", type=Finite(0), help="Sampling temperature; 0 is greedy."),
+    click.option(
+        "--top-p",
+        type=Finite(0, 1, min_open=True),
+        help="Nucleus sampling: keep the likeliest tokens up to this sum.",
+    ),
+    click.option(
+        "--top-k", type=click.IntRange(0), help="Keep this many of the likeliest tokens; 0 keeps all."
+    ),
     click.option("--min-p", type=Finite(0, 1), help="Drop tokens below this share of the best one."),
     click.option("--seed", type=click.IntRange(0, SEEDS - 1), help="Makes a sampled answer reproducible."),
 )
@@ -97,14 +107,14 @@ def answer_options(command: Callable[..., None]) -> Callable[..., None]:
 adapter_option = click.option(
     "--adapter",
     type=UserPath(),
-    help="Answer with this adapter: a folder of macmoe, PEFT or mlx-lm.",
+    help="LoRA adapter to apply: a folder written by macmoe, PEFT or mlx-lm.",
 )
 cache_option = click.option(
     "--cache",
     "cache_file",
     type=UserPath(dir_okay=False),
     callback=check_file,
-    help="Reuse the prompt cache in this file, and update it at the end; a new file is made.",
+    help="Load the prompt cache from this file if it exists, and save it there at the end.",
 )
 
 cache_bits_option = click.option(
@@ -127,7 +137,7 @@ no_kernels_option = click.option(
     is_flag=True,
     expose_value=False,
     callback=_turn_kernels_off,
-    help=f"Use plain MLX operations instead of macmoe's kernels ({SWITCH}=0 does the same).",
+    help=f"Use plain MLX operations instead of macmoe's kernels (as {SWITCH}=0).",
 )
 
 

@@ -23,12 +23,12 @@ from macmoe.scoring import Comparison, Score, compare, score
     "--tokens",
     "tokens_file",
     type=UserPath(dir_okay=False, allow_dash=True),
-    help="Score the token ids in this file instead.",
+    help="Score the token ids in this file instead of a text.",
 )
-@file_option("Score the text in this file; may be repeated.")
+@file_option("Score the text in this file; repeatable.")
 @click.option("--against", "other_name", metavar="OTHER", help="Compare with this model on the same tokens.")
 @no_kernels_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, with every token's log-probability.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON with the log-probability of every token.")
 def command(
     *,
     model_name: str,
@@ -40,9 +40,9 @@ def command(
 ) -> None:
     """Measure log-probabilities and perplexity of a text.
 
-    TEXT is scored literally, without a chat format; `-`, or none, reads standard input, and text that is
-    piped in beside one is joined to it, after an empty line. The first token is given, every other one is
-    predicted from all before it.
+    TEXT is scored as it is, without a chat template. Text piped in is appended to it after a blank line;
+    without TEXT, or with `-`, it is the text. The first token is given, every other one is predicted from
+    all before it.
     """
     content = _content(text, files, tokens_file)
     session = open_session(model_name)
