@@ -14,7 +14,7 @@ import pytest
 
 from macmoe.cli import cli
 from macmoe.cli.examples import EXAMPLES
-from tests.cli.commands import all_commands
+from scripts.reference import all_commands
 
 STAND_INS = {"Qwen/Qwen3-30B-A3B": "tiny:qwen3"}  # for models on the hub
 SETTINGS = """

@@ -10,7 +10,7 @@ import pytest
 
 from macmoe.cli import cli
 from macmoe.cli.paths import UserPath
-from tests.cli.commands import all_commands
+from scripts.reference import all_commands
 from tests.conftest import ROOT
 
 HUB = ROOT / "tests" / "assets" / "hub" / "qwen3"
