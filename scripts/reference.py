@@ -30,10 +30,10 @@ COMMAND` shows the traceback); 2 after wrong usage; 130 after Ctrl-C. `~` is exp
 its own lists the [environment variables](environment.md).
 
 Text that is piped in is joined to a prompt: `git diff | macmoe generate "Review this change."` asks the
-prompt, a blank line and the diff. In a loop that reads a file itself (`while read`), add `< /dev/null`, or the
-first prompt takes the rest of the file. A pipe that stays open and silent, as some programs leave it to those
-that they start, is left out after 10 seconds, with a warning; if text comes through it after all, the command
-ends with an error. `-` as prompt, or `--file -`, waits as long as it takes.
+prompt, a blank line and the diff. In a loop that reads a file itself (`while read`), add `< /dev/null`, or
+the first prompt takes the rest of the file. A pipe that stays open and silent, as some programs leave it to
+those that they start, is left out after 10 seconds, with a warning; if text comes through it after all, the
+command ends with an error. `-` as prompt, or `--file -`, waits as long as it takes.
 """
 PYTHON = """# Python
 

@@ -71,7 +71,7 @@ def open_within(folder: Path, bits_per_weight: float, calibration: Path | None) 
 def _passage(session: Session, path: Path) -> Passage:
     """Read the beginning of a text."""
     try:
-        tokens = session.tokenizer.encode(path.read_text(encoding="utf-8"))
+        tokens = session.tokenizer.encode(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read as a text ({error})") from None
     if not tokens:

@@ -215,7 +215,7 @@ def read_run(
 
 def _load(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UsageError(f"{file}: no such file") from None
     except (tomllib.TOMLDecodeError, ValueError, OSError) as error:
