@@ -26,7 +26,7 @@ def load_json(path: Path) -> dict[str, Any]:
         ConfigError: The file is missing, unreadable, or not a JSON object.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: not found; a model folder needs it") from None
     except json.JSONDecodeError as error:

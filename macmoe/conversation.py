@@ -17,6 +17,7 @@ from macmoe.chat.format import Thinking
 from macmoe.chat.messages import Message, ToolCall
 from macmoe.errors import ChatFormatError, UsageError
 from macmoe.generate import Progress
+from macmoe.paths import expand_home
 from macmoe.prompt_cache import PromptCache
 from macmoe.tools import ToolLike, as_tools, declarations, run_call
 
@@ -137,7 +138,7 @@ class Conversation:
         del self.messages[index:]
         return question
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the system message and the messages as JSON, complete or not at all.
 
         Raises:
@@ -145,6 +146,7 @@ class Conversation:
             UsageError: Its folder does not exist.
             OSError: The file cannot be written.
         """
+        path = expand_home(path)
         if not path.parent.is_dir():
             raise UsageError(f"{path}: there is no folder {path.parent}; create it first")
         if path.exists():
@@ -161,14 +163,14 @@ class Conversation:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def load(self, path: Path) -> None:
+    def load(self, path: str | Path) -> None:
         """Replace the system message and the messages by saved ones; settings, tools and cache stay.
 
         Raises:
             ChatFormatError: The file is no saved conversation; nothing is changed then.
             OSError: The file cannot be read.
         """
-        system, messages = _read(path)
+        system, messages = _read(expand_home(path))
         self.settings, self.messages = replace(self.settings, system=system), messages
 
     def _answer(self, messages: list[Message], progress: Progress | None) -> Events:
@@ -217,7 +219,7 @@ def _message(events: Sequence[Event | Stats], earlier_calls: int) -> Message:
 def _read(path: Path) -> tuple[str | None, list[Message]]:
     """Read the system message and the messages of a saved conversation."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ChatFormatError(f"{path}: not a saved conversation ({error})") from None
     version = data.get("macmoe_conversation") if isinstance(data, Mapping) else None

@@ -31,6 +31,7 @@ from macmoe.errors import ChatFormatError, UsageError
 from macmoe.families import Family, Model, family_of
 from macmoe.generate import Progress
 from macmoe.location import find_model
+from macmoe.paths import expand_home
 from macmoe.prompt_cache import PromptCache
 from macmoe.sampling import Sampler, SamplingOptions
 from macmoe.stopping import stop_texts
@@ -186,7 +187,7 @@ class Session:
         from macmoe.adapters.opening import open_adapter  # noqa: PLC0415
 
         if folder is not None and folder not in self._adapters:
-            self._adapters[folder] = open_adapter(Path(folder), self.model, self.family.name)
+            self._adapters[folder] = open_adapter(expand_home(folder), self.model, self.family.name)
         if folder is None:
             detach(self.model)
         else:

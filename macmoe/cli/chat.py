@@ -21,6 +21,7 @@ from macmoe.cli.options import (
     no_kernels_option,
     open_cache,
 )
+from macmoe.cli.paths import UserPath
 from macmoe.cli.screen import PLAIN_WRITERS, LiveScreen, erase_live_line
 from macmoe.cli.slash import COMMANDS, run_command
 from macmoe.cli.terminal import is_terminal, note, printable
@@ -54,14 +55,14 @@ WELCOME = "{model}. /help lists the commands, Ctrl-C stops an answer, Ctrl-D lea
     "--tool",
     "tool_files",
     multiple=True,
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=UserPath(dir_okay=False),
     help="A Python file that is run, and whose functions the model may call; may be repeated.",
 )
 @click.option(
     "--adapter",
     "adapters",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     help="Answer with this adapter; may be repeated, /adapter chooses by the folder's name.",
 )
 @click.option("--yes", is_flag=True, help="Run what the model calls without asking.")

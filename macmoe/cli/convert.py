@@ -14,7 +14,8 @@ from pathlib import Path
 import click
 
 from macmoe.cli.learning import open_learned
-from macmoe.cli.options import Finite, check_file, check_plot
+from macmoe.cli.options import Finite, check_plot
+from macmoe.cli.paths import UserPath, check_file
 from macmoe.cli.quality import open_within, write_quality
 from macmoe.cli.terminal import note, progress_bar, size, table
 from macmoe.cli.unknown_keys import allow_unknown_keys_option, open_conversion
@@ -48,7 +49,7 @@ class Bytes(click.ParamType):
         return number
 
 
-FILE = click.Path(path_type=Path)
+FILE = UserPath()
 
 
 def _check_out(_: click.Context, __: click.Parameter, out: Path | None) -> Path | None:
@@ -80,7 +81,7 @@ def _check_out(_: click.Context, __: click.Parameter, out: Path | None) -> Path 
 )
 @click.option(
     "--calibration",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=UserPath(exists=True, dir_okay=False),
     help="Text for --bits-per-weight and dwq4; otherwise what the model writes itself.",
 )
 @click.option(

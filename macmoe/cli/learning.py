@@ -110,7 +110,7 @@ def _check_memory(packed: Conversion) -> None:
 def _passages(session: Session, path: Path) -> list[list[int]]:
     """Cut a text into passages."""
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".jsonl":
             content = "\n".join(json.loads(line)["text"] for line in content.splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:

@@ -9,20 +9,17 @@ import click
 
 from macmoe.adapters.opening import open_adapter
 from macmoe.adapters.peft_export import ExpertLayout, export_peft
+from macmoe.cli.paths import UserPath
 from macmoe.cli.terminal import note
 from macmoe.cli.unknown_keys import allow_unknown_keys_option, unknown_keys_allowed
 from macmoe.errors import UsageError
 from macmoe.tuning.run import empty_model
 
-EXAMPLE = """\b
-macmoe lora export adapters/chats --model Qwen/Qwen3-30B-A3B --out chats-peft
-"""
 
-
-@click.command(epilog=EXAMPLE)
-@click.argument("adapter", type=click.Path(path_type=Path))
+@click.command()
+@click.argument("adapter", type=UserPath())
 @click.option("--model", "model_name", required=True, help="The adapted model: folder, hub id or tiny:...")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder to make.")
+@click.option("--out", type=UserPath(), required=True, help="The folder to make.")
 @click.option(
     "--experts",
     "layout",

@@ -21,12 +21,8 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 
-EXAMPLE = """\b
-macmoe lora plan --model tiny:gpt-oss --targets attention,experts --rank 4
-"""
 
-
-@click.command(epilog=EXAMPLE)
+@click.command()
 @functools.partial(run_options, reads_data=False)
 @click.option(
     "--memory",

@@ -19,14 +19,8 @@ if TYPE_CHECKING:
     from macmoe.tuning.run_state import Progress
     from macmoe.tuning.trainer import Trainer
 
-EXAMPLE = """\b
-macmoe lora train --model tiny:qwen3 --data chats.jsonl --out adapters/chats --epochs 2
-macmoe lora train --config run.toml --resume
-macmoe generate --model tiny:qwen3 --adapter adapters/chats "What is 17 + 25?"
-"""
 
-
-@click.command(epilog=EXAMPLE)
+@click.command()
 @run_options
 @click.option("--resume", is_flag=True, help="Go on with the run in the folder, exactly.")
 @allow_unknown_keys_option

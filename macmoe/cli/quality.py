@@ -7,6 +7,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from macmoe.chat.messages import Message
+from macmoe.cli.paths import with_parents
 from macmoe.cli.terminal import progress_bar, table
 from macmoe.cli.unknown_keys import open_conversion, unknown_keys_allowed
 from macmoe.errors import UsageError
@@ -69,7 +70,7 @@ def open_within(folder: Path, bits_per_weight: float, calibration: Path | None) 
 def _passage(session: Session, path: Path) -> Passage:
     """Read the beginning of a text."""
     try:
-        tokens = session.tokenizer.encode(path.read_text(encoding="utf-8"))
+        tokens = session.tokenizer.encode(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read as a text ({error})") from None
     if not tokens:
@@ -82,9 +83,9 @@ def write_quality(conversion: Conversion, path: Path | None, picture: Path | Non
     with progress_bar("comparing") as progress:
         found = report(conversion, losses(conversion, progress))
     if path:
-        path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        with_parents(path).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     if picture:
-        _draw(found, picture)
+        _draw(found, with_parents(picture))
     rows = [("", "bits per weight", "relative error")]
     rows += [_row(kind, figures) for kind, figures in found["kinds"].items()]
     rows += [_row("all that is stored", found)]

@@ -118,11 +118,13 @@ def test_a_picture_of_an_unknown_kind_is_refused(macmoe, tmp_path):
 
 
 @pytest.mark.parametrize("option", ["--json", "--plot"])
-def test_a_folder_that_does_not_exist_is_noticed_before_measuring(macmoe, tmp_path, option):
-    path = tmp_path / "none" / "figures.png"
+def test_a_file_that_cannot_be_made_is_noticed_before_measuring(macmoe, tmp_path, option):
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / "figures.png"
     result = macmoe("bench", *TINY, option, str(path))
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == f"error: {path}: there is no folder {path.parent}; create it first\n"
+    assert result.stderr.startswith(f"error: {path}: {tmp_path / 'file'} is a file, so nothing can lie in it")
+    assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.usefixtures("short_bench")

@@ -78,8 +78,8 @@ def test_what_cannot_be_done_is_one_line(macmoe, tmp_path, options, message):
     ("options", "message"),
     [
         (("--plot", "{folder}/r.xyz"), "r.xyz: no format that can be drawn; there are "),
-        (("--plot", "{folder}/none/r.png"), "there is no folder"),
-        (("--report", "{folder}/none/r.json"), "there is no folder"),
+        (("--plot", f"{__file__}/r.png"), "is a file, so nothing can lie in it"),
+        (("--report", f"{__file__}/none/r.json"), "is a file, so nothing can lie in it"),
         (("--report", "{folder}"), "is a folder; give the name of a file in it"),
         (("--report", ""), "is a folder; give the name of a file in it"),
         (("--out", ""), ".: is no name of a new folder"),
