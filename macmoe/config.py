@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar, overload
 
 from macmoe.errors import ConfigError
+from macmoe.files import refuse_pointer
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -46,8 +47,9 @@ def load_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        ConfigError: The file is missing, unreadable, or not a JSON object.
+        ConfigError: The file is missing, unreadable, a pointer of Git LFS, or not a JSON object.
     """
+    refuse_pointer(path, ConfigError)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

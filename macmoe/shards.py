@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from macmoe.config import load_json
 from macmoe.errors import CheckpointError
+from macmoe.files import refuse_pointer
 
 INDEX = "model.safetensors.index.json"
 # Bytes per element of the types that MLX reads; it gives the two FP8 types as uint8.
@@ -131,8 +132,10 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     """Read and check the header of one file; tensors in the order of their bytes.
 
     Raises:
-        CheckpointError: The file is truncated, or its header is not consistent with itself or with the file.
+        CheckpointError: The file is truncated, a pointer of Git LFS, or its header is not consistent with
+            itself or with the file.
     """
+    refuse_pointer(path)
     try:
         return _parse_header(*_read_header_bytes(path))
     except (ValueError, RecursionError, OSError) as error:

@@ -24,6 +24,7 @@ from macmoe.cli.options import (
 )
 from macmoe.cli.terminal import is_terminal, progress_bar, read_text, write_answer
 from macmoe.errors import ChatFormatError, UsageError
+from macmoe.files import refuse_pointer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -121,6 +122,7 @@ def read_tools(path: Path | None) -> list[Any]:
     """
     if path is None:
         return []
+    refuse_pointer(path, UsageError)
     try:
         tools = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -15,6 +15,7 @@ from macmoe.config import load_json
 from macmoe.defaults import Defaults
 from macmoe.errors import MemoryLimitError, UsageError
 from macmoe.families import family_of
+from macmoe.files import refuse_pointer
 from macmoe.session import Session, load_model
 from macmoe.shards import Shards
 from macmoe.tokenizer import Tokenizer
@@ -110,6 +111,7 @@ def _check_memory(packed: Conversion) -> None:
 
 def _passages(session: Session, path: Path) -> list[list[int]]:
     """Cut a text into passages."""
+    refuse_pointer(path, UsageError)
     try:
         content = path.read_text(encoding="utf-8")
         if path.suffix == ".jsonl":

@@ -10,6 +10,7 @@ from macmoe.chat.messages import Message
 from macmoe.cli.terminal import progress_bar, table
 from macmoe.defaults import Defaults
 from macmoe.errors import UsageError
+from macmoe.files import refuse_pointer
 from macmoe.generate import generate
 from macmoe.sampling import Sampler, SamplingOptions
 from macmoe.session import Session, load_model
@@ -69,6 +70,7 @@ def open_within(folder: Path, bits_per_weight: float, calibration: Path | None) 
 
 def _passage(session: Session, path: Path) -> Passage:
     """Read the beginning of a text."""
+    refuse_pointer(path, UsageError)
     try:
         tokens = session.tokenizer.encode(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
