@@ -31,6 +31,6 @@ def refuse_pointer(path: Path, error: type[MacmoeError] = CheckpointError) -> No
         head = file.read(len(LFS_POINTER))
     if head == LFS_POINTER:
         raise error(
-            f"{path}: a pointer of Git LFS, not the file itself, which was never downloaded; run `git lfs pull` "
-            "in its folder (after `git lfs install`)"
+            f"{path}: a pointer of Git LFS, not the file itself, which was never downloaded; run "
+            "`git lfs pull` in its folder (after `git lfs install`)"
         )

@@ -13,7 +13,6 @@ from macmoe.errors import ConfigError, DatasetError, MacmoeError, UsageError
 from macmoe.files import refuse_pointer
 from macmoe.session import load, load_model
 from macmoe.shards import INDEX
-from macmoe.tokenizer import Tokenizer
 from macmoe.tuning.data import read_dataset
 from tests.conftest import ROOT
 
