@@ -265,8 +265,8 @@ class Shards:
         missing = sorted(index.keys() - self._file.keys())
         if missing and indexed:
             raise CheckpointError(
-                f"{self.folder / INDEX}: the index and the files disagree about {first_five(missing)} tensors "
-                "that no file holds; download the folder again, or remove the index if the files are right"
+                f"{self.folder / INDEX}: the index and the files disagree about {first_five(missing)} "
+                "tensors that no file holds; download the folder again, or remove the index"
             )
         if index != self._file:
             logger.warning(

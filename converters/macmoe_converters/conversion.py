@@ -20,6 +20,7 @@ from macmoe.nn.quantized import PACKED
 from macmoe.shards import INDEX, first_five
 from macmoe.version import __version__
 from macmoe_converters import deepseek_v3, gpt_oss, qwen3
+from macmoe_converters.copies import settle_copies
 from macmoe_converters.packing import MXFP8, Tensor, decode, quantize
 from macmoe_converters.plan import Step, make_plan, settle_counts
 from macmoe_converters.quantizing import NORM, scale_dtype
@@ -89,6 +90,7 @@ class Conversion:
         parameters: The parameters of the model, as they will be stored.
         infos: Types and shapes of the resulting tensors, by name.
         learned: Scales and biases that were learned, by name.
+        copies: Tensors that should be copies of others, and whether they are.
     """
 
     def __init__(
@@ -123,6 +125,7 @@ class Conversion:
         self._family, table = family.name, TABLES[family.name]
         family.build(source.config, where)  # refuses a config without sense before anything is counted
         config = settle_counts(table, source.names, source.config)
+        config, self.copies = settle_copies(table, source, config)
         model = family.build(config, where)
         self._shapes: dict[str, Shape] = {name: array.shape for name, array in parameters_of(model).items()}
         self._packable = {path for path, module in model.named_modules() if type(module) in PACKED}
@@ -144,7 +147,15 @@ class Conversion:
         self._warn()
 
     def _warn(self) -> None:
-        """Say what could not be packed, and why."""
+        """Say what is no copy although it should be one, and what could not be packed, and why."""
+        for copy in self.copies:
+            if not copy.equal:
+                logger.warning(
+                    "%s: %s is another matrix than %s, of which it should be a copy; it is used as it is",
+                    self.folder,
+                    copy.name,
+                    copy.original,
+                )
         remarks: dict[str, list[str]] = {}
         for parameter in self.parameters:
             if parameter.tensor.remark and not parameter.tensor.packing:

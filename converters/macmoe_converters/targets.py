@@ -17,6 +17,7 @@ import numpy as np
 from macmoe.config import Quantization
 from macmoe.errors import ConversionError
 from macmoe.shards import TensorInfo, first_five
+from macmoe_converters import deepseek_v3
 from macmoe_converters.packing import MXFP4, MXFP4_BLOCK_BYTES, MXFP8, Tensor, decode, e8m0_values
 from macmoe_converters.plan import EXPERT, Matcher, Numbers, Step
 from macmoe_converters.rows import Array, Rows
@@ -134,7 +135,7 @@ class Target:
         return tuple(
             replace(rule, sources=rule.targets or (rule.copy_of,), targets=rule.sources)
             for rule in self.table.written[self.layout]
-            if rule.targets or rule.copy_of
+            if rule.targets or (rule.copy_of and rule.rewritten)
         )
 
     def _left_out(self, name: str) -> bool:
@@ -185,7 +186,7 @@ def _stores_blocks(rule: Rule) -> bool:
 
 def hub_spelling(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return config.json as the hub and mlx-lm spell it, whatever its own spelling, without packings."""
-    result = {key: value for key, value in config.items() if key not in V5_KEYS}
+    result = {key: value for key, value in config.items() if key not in (*V5_KEYS, *OWN_KEYS)}
     if "dtype" in config:
         result.setdefault("torch_dtype", config["dtype"])
     rope = dict(config.get("rope_parameters") or {})
@@ -199,6 +200,7 @@ def hub_spelling(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 V5_KEYS = ("dtype", "rope_parameters", "quantization", "quantization_config")
+OWN_KEYS = (deepseek_v3.OWN_EMBEDDING, deepseek_v3.OWN_HEAD)  # of macmoe's layout; tensors tell it to others
 
 
 def quantization_entries(packings: Mapping[str, Quantization]) -> dict[str, Any]:
