@@ -83,5 +83,5 @@ TABLE = RuleTable(
         "mlx-lm": (*FRAME, *under(LAYER, MLX_LAYER)),
     },
     optional=("mtp",),
-    left_out={"mlx-lm": "mtp."},
+    left_out={"mlx-lm": ("mtp.", "mlx-lm has no prediction layers (MTP)")},
 )

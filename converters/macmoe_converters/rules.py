@@ -240,11 +240,11 @@ class RuleTable:
         counts: Placeholder -> the key of config.json that says how many there are.
         optional: Placeholders that may have no tensors at all; the config of the result then says 0.
         written: Layouts that can be written, and the rules that are read backwards for it.
-        left_out: Parameters that have no place in a layout: layout -> prefix of their names.
+        left_out: Parameters that have no place in a layout: layout -> prefix of their names, and why.
     """
 
     rules: tuple[Rule, ...]
     counts: Mapping[str, str]
     written: Mapping[str, tuple[Rule, ...]]
     optional: tuple[str, ...] = ()
-    left_out: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, tuple[str, str]] = field(default_factory=dict)

@@ -12,6 +12,7 @@ from macmoe.checkpoint import MARKER
 from macmoe.config import Quantization, load_json
 from macmoe.errors import CheckpointError
 from macmoe.shards import Shards
+from macmoe_converters.account import Account, take_account
 from macmoe_converters.conversion import MACMOE, Conversion
 from macmoe_converters.packing import Tensor, decode, packed
 from macmoe_converters.rows import Array, Rows, cast, stored
@@ -27,10 +28,17 @@ UNDERFLOW = 2.0**-16  # of the largest weight around: NVFP4's scales end there
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
-    """What was compared: weights that are equal bit for bit, and those within their packing's error."""
+    """What was compared.
+
+    Attributes:
+        equal: Weights of the output that are equal bit for bit.
+        within: Those within their packing's error.
+        account: What became of every tensor of the source.
+    """
 
     equal: int
     within: int
+    account: Account
 
 
 def bound(how: Quantization, groups: Array) -> Array:
@@ -55,12 +63,14 @@ class Claim:
         arrays: What is stored for it, by name.
         weight: What that stands for.
         exact: What it has to be close to; None if it has to be equal, as what was learned has to be.
+        parameters: The parameters that it is made of.
     """
 
     name: str
     arrays: Mapping[str, Rows]
     weight: Tensor
     exact: Tensor | None
+    parameters: tuple[str, ...]
 
 
 def claims(conversion: Conversion, to: str = MACMOE) -> Iterator[Claim]:
@@ -68,11 +78,18 @@ def claims(conversion: Conversion, to: str = MACMOE) -> Iterator[Claim]:
     if to == MACMOE:
         for each in conversion.parameters:
             exact = None if conversion.learned else each.exact
-            yield Claim(name=each.name, arrays=each.arrays, weight=each.tensor, exact=exact)
+            yield Claim(
+                name=each.name,
+                arrays=each.arrays,
+                weight=each.tensor,
+                exact=exact,
+                parameters=(each.name,),
+            )
         return
-    target = conversion.target(to)
-    written = target.weights({each.name: each.tensor for each in conversion.parameters})
-    before = target.weights({each.name: each.exact or each.tensor for each in conversion.parameters})
+    written = conversion.written(to)
+    before = conversion.target(to).weights(
+        {each.name: each.exact or each.tensor for each in conversion.parameters}
+    )
     for each, other in zip(written, before, strict=True):
         lossy = each.packing not in (None, other.packing) and not conversion.learned
         yield Claim(
@@ -80,6 +97,7 @@ def claims(conversion: Conversion, to: str = MACMOE) -> Iterator[Claim]:
             arrays={name: stored.rows for name, stored in each.tensors.items()},
             weight=each.weight,
             exact=other.weight if lossy else None,
+            parameters=each.parameters,
         )
 
 
@@ -87,7 +105,7 @@ class Verifier:
     """Compares a written folder, in a layout, with the conversion that made it."""
 
     def __init__(self, conversion: Conversion, out: Path, to: str) -> None:
-        self._conversion, self._out = conversion, out
+        self._conversion, self._out, self._to = conversion, out, to
         self._output, self._claims = conversion.output(to=to), list(claims(conversion, to))
         self._shards = Shards(out)
 
@@ -127,20 +145,28 @@ class Verifier:
                 f"{self._out}: was not made of {self._conversion.folder} with this recipe; check both"
             )
         self._check_hashes()
-        equal = within = done = 0
+        done = 0
         total = sum(info.nbytes for info in arrays.values())
         for claim in self._claims:
             if claim.exact is None:
                 for name, rows in claim.arrays.items():
                     self._equal(name, rows)
-                equal += 1
             else:
                 self._within(claim, claim.exact)
-                within += 1
             done += sum(rows.info.nbytes for rows in claim.arrays.values())
             if progress:
                 progress(done, total)
-        return Proof(equal=equal, within=within)
+        within = [claim for claim in self._claims if claim.exact is not None]
+        return Proof(
+            equal=len(self._claims) - len(within),
+            within=len(within),
+            account=take_account(
+                self._conversion,
+                proven={name for claim in self._claims for name in claim.parameters},
+                lossy={name for claim in within for name in claim.parameters},
+                to=self._to,
+            ),
+        )
 
     def _check_hashes(self) -> None:
         marker = load_json(self._out / MARKER) if self._output.marker else {}
