@@ -27,6 +27,14 @@ class Account:
         """How many there are."""
         return len(self.equal) + len(self.within) + len(self.copies) + len(self.left_out)
 
+    @property
+    def reasons(self) -> dict[str, list[str]]:
+        """Why tensors are left out, and which."""
+        found: dict[str, list[str]] = {}
+        for name, reason in self.left_out.items():
+            found.setdefault(reason, []).append(name)
+        return found
+
 
 def take_account(
     conversion: Conversion, *, proven: Collection[str], lossy: Collection[str], to: str = MACMOE

@@ -25,7 +25,7 @@ from macmoe_converters.packing import DECODED, MXFP8, Tensor, decode, quantize
 from macmoe_converters.parameters import WEIGHT, Parameter, to_store
 from macmoe_converters.plan import Step, make_plan, settle_counts
 from macmoe_converters.quantizing import NORM, scale_dtype
-from macmoe_converters.recipes import KEEP, LEARNED, RECIPES, Recipe
+from macmoe_converters.recipes import KEEP, LEARNED, RECIPES, Recipe, allows
 from macmoe_converters.rows import cast, held
 from macmoe_converters.rules import RuleTable, Shape
 from macmoe_converters.sink import (
@@ -197,6 +197,10 @@ class Conversion:
             if step.targets:
                 for target, tensor in zip(step.targets, self._run(step), strict=True):
                     yield self._finish(target, tensor)
+
+    def can_pack(self, path: str) -> bool:
+        """Return whether the matrix at a path may be packed with loss."""
+        return path in self._packable and allows(path)
 
     def asked(self, path: str) -> Quantization | None:
         """Return how the recipe wants a matrix to be packed; None: as it is."""

@@ -38,10 +38,7 @@ def _left_out(conversion: Conversion, to: str, weights: Sequence[Written] = ()) 
     again = {each.name for each in weights}  # layouts that hold copies get them
     if copies := [name for name in account.copies if name not in again]:
         yield f"equal copies of other matrices, not kept: {first_five(copies)}"
-    reasons: dict[str, list[str]] = defaultdict(list)
-    for name, reason in account.left_out.items():
-        reasons[reason].append(name)
-    for reason, some in reasons.items():
+    for reason, some in account.reasons.items():
         yield f"left out, because {reason}: {first_five(some)}"
 
 

@@ -8,21 +8,27 @@ from pathlib import Path
 
 import numpy as np
 
-from macmoe.checkpoint import MARKER
+from macmoe.checkpoint import MARKER, is_macmoe_folder
 from macmoe.config import Quantization, load_json
-from macmoe.errors import CheckpointError
+from macmoe.errors import CheckpointError, UsageError
 from macmoe.shards import Shards
 from macmoe_converters.account import Account, take_account
 from macmoe_converters.conversion import MACMOE, Conversion
+from macmoe_converters.draft import draft_folder
 from macmoe_converters.packing import Tensor, decode, packed
 from macmoe_converters.rows import Array, Rows, cast, stored
-from macmoe_converters.sink import Progress
+from macmoe_converters.sink import Output, Progress, is_finished
 
 # Largest root mean square error of a group, as a share of its largest weight: half the distance of two codes,
 # or what a scale that was rounded downwards cuts off.
 FLOAT_BOUNDS = {"mxfp4": 0.3, "nvfp4": 0.3, "mxfp8": 0.3}
 SCALE_ROUNDING = 2.0**-8  # of affine scales and biases, which may be bfloat16
 CONFIG = "config.json"
+# What macmoe.json says of how a folder was made -> what to do where it is something else.
+MADE_WITH = {
+    "recipe": "verify with the options that it was made with, or choose another folder",
+    "source": "name the source that it was made of, or choose another folder",
+}
 UNDERFLOW = 2.0**-16  # of the largest weight around: NVFP4's scales end there
 
 
@@ -99,6 +105,31 @@ def claims(conversion: Conversion, to: str = MACMOE) -> Iterator[Claim]:
             exact=other.weight if lossy else None,
             parameters=each.parameters,
         )
+
+
+def is_made_so(output: Output, out: Path, to: str) -> bool:
+    """Return whether a folder is what such a conversion makes; nothing but a conversion's traces is none.
+
+    Raises:
+        UsageError: It was made in another way, which it says.
+    """
+    if is_finished(output, out):
+        return True
+    if not (out / CONFIG).is_file() or draft_folder(out).exists():
+        return False
+    if is_macmoe_folder(out) != (to == MACMOE):
+        raise UsageError(f"{out}: is not in the layout of {to}; verify with the --to that it was made with")
+    found = load_json(out / MARKER) if output.marker else {}
+    for key, remedy in MADE_WITH.items():
+        if output.marker and found.get(key) != output.marker[key]:
+            raise UsageError(f"{out}: made with {found.get(key)}, not {output.marker[key]}; {remedy}")
+    same_source = found.get("source_fingerprint") == output.marker.get("source_fingerprint")
+    if output.marker and same_source:
+        return True  # by another version: the proof will tell
+    raise UsageError(
+        f"{out}: made with other options or of another source than this command names; repeat those that it "
+        "was made with, or choose another folder"
+    )
 
 
 class Verifier:
