@@ -17,6 +17,8 @@ from macmoe.shards import first_five
 ANYWHERE = re.compile(r"(?<![^.])(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 # Around the whole model: DataParallel, DDP and DeepSpeed; PEFT.
 OUTSIDE = ("module.", "base_model.model.")
+# In a save of a model with PEFT around its matrices.
+ADAPTED = re.compile(r"\.(?:base_layer|lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector)\b")
 MODEL = "model."
 HEAD = "lm_head."
 EMBEDDING = "model.embed_tokens."
@@ -70,8 +72,15 @@ def plain_names(names: Iterable[str], folder: Path, *, tied: bool = False) -> di
         tied: Whether embedding and head are one matrix, which may then be stored as either.
 
     Raises:
-        ConversionError: Some tensors have a wrapper's name and others do not, or two get the same name.
+        ConversionError: Some tensors have a wrapper's name and others do not, two get the same name, or some
+            are those of an adapter.
     """
+    names = list(names)
+    if adapted := [name for name in names if ADAPTED.search(name)]:
+        raise ConversionError(
+            f"{folder}: {first_five(adapted)} tensors are of an adapter that is not merged into the weights; "
+            "merge it (merge_and_unload of PEFT) and save again, or name model and adapter apart (--adapter)"
+        )
     found = _with_model(_without_wrappers({name: ANYWHERE.sub("", name) for name in names}))
     found = _with_embedding(found) if tied else found
     mixed = [name for name, plain in found.items() if plain.startswith((*OUTSIDE, *DECODER))]

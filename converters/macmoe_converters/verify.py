@@ -107,15 +107,21 @@ def claims(conversion: Conversion, to: str = MACMOE) -> Iterator[Claim]:
         )
 
 
-def is_made_so(output: Output, out: Path, to: str) -> bool:
-    """Return whether a folder is what such a conversion makes; nothing but a conversion's traces is none.
+def is_made_so(output: Output, out: Path, to: str, *, force: bool = False) -> bool:
+    """Return whether there is a folder to verify, which such a conversion made.
+
+    Args:
+        output: What the conversion makes.
+        out: The folder.
+        to: Its layout.
+        force: Whether it may be replaced if it was made in another way.
 
     Raises:
         UsageError: It was made in another way, which it says.
     """
     if is_finished(output, out):
         return True
-    if not (out / CONFIG).is_file() or draft_folder(out).exists():
+    if force or not (out / CONFIG).is_file() or draft_folder(out).exists():
         return False
     if is_macmoe_folder(out) != (to == MACMOE):
         raise UsageError(f"{out}: is not in the layout of {to}; verify with the --to that it was made with")

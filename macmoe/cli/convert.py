@@ -150,7 +150,7 @@ def command(
         _say_remarks(conversion, to)
         click.echo(summary(conversion, output, free_bytes(out or Path.cwd() / "out")))
         return
-    if not (proves and is_made_so(output, out, to)):
+    if not (proves and is_made_so(output, out, to, force=force)):
         _say_remarks(conversion, to)
         _write(
             out,

@@ -146,6 +146,9 @@ def test_verifying_what_was_made_otherwise_says_how_it_was_made(macmoe, tmp_path
     assert message in result.stderr
     assert "--force" not in result.stderr
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
+    if "--to" not in first:  # what is no macmoe checkpoint is never replaced
+        forced = macmoe(*command, *second, "--verify", "--force")
+        assert (forced.exit_code, "source tensors" in forced.stderr) == (0, True)
 
 
 def test_a_folder_of_another_version_is_verified(macmoe, tmp_path):

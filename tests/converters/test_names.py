@@ -82,6 +82,12 @@ def test_a_tied_model_may_be_stored_under_the_name_of_its_head(tmp_path):
     assert_same_bits(decoded(conversion.config, dict(conversion.tensors())), weights)
 
 
+@pytest.mark.parametrize("end", ["base_layer.weight", "lora_A.default.weight", "lora_magnitude_vector"])
+def test_an_adapter_among_the_weights_is_named(tmp_path, end):
+    with pytest.raises(ConversionError, match=r"an adapter that is not merged into the weights.*--adapter"):
+        plain_names([*NAMES, f"base_model.model.model.layers.0.self_attn.q_proj.{end}"], tmp_path)
+
+
 NAMES = [
     "model.embed_tokens.weight",
     "model.layers.0.mlp.up_proj.weight",
