@@ -16,6 +16,7 @@ from typing import Any
 from macmoe.config_keys import is_empty
 from macmoe.config_reader import ConfigReader
 from macmoe.errors import ConfigError
+from macmoe.files import refuse_pointer
 from macmoe.quantization_methods import BESIDE, unsupported, unsupported_beside
 
 
@@ -23,8 +24,9 @@ def load_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        ConfigError: The file is missing, unreadable, or not a JSON object.
+        ConfigError: The file is missing, unreadable, a pointer of Git LFS, or not a JSON object.
     """
+    refuse_pointer(path, ConfigError)
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:

@@ -27,6 +27,7 @@ from macmoe.cli.terminal import is_terminal, progress_bar, write_answer
 from macmoe.cli.texts import file_option, given_text, read_file, refuse_late_text
 from macmoe.cli.unknown_keys import allow_unknown_keys_option
 from macmoe.errors import ChatFormatError, UsageError
+from macmoe.files import refuse_pointer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -135,6 +136,7 @@ def read_tools(path: Path | None) -> list[Any]:
     """
     if path is None:
         return []
+    refuse_pointer(path, UsageError)
     try:
         tools = json.loads(read_file(path))
     except (ValueError, RecursionError) as error:

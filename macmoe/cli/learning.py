@@ -15,6 +15,7 @@ from macmoe.cli.unknown_keys import open_conversion, unknown_keys_allowed
 from macmoe.config import load_json
 from macmoe.errors import MemoryLimitError, UsageError
 from macmoe.families import family_of
+from macmoe.files import refuse_pointer
 from macmoe.session import Session, load_folder
 from macmoe.shards import Shards
 from macmoe.tuning.plan import memory_limit
@@ -109,6 +110,7 @@ def _check_memory(packed: Conversion) -> None:
 
 def _passages(session: Session, path: Path) -> list[list[int]]:
     """Cut a text into passages."""
+    refuse_pointer(path, UsageError)
     try:
         content = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".jsonl":

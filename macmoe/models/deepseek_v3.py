@@ -73,6 +73,8 @@ class DeepseekV3Config:
     rms_norm_eps: float
     max_position_embeddings: int
     tie_word_embeddings: bool
+    mtp_own_embedding: bool
+    mtp_own_head: bool
     rope: RopeConfig
 
     @property
@@ -118,6 +120,8 @@ class DeepseekV3Config:
                 rms_norm_eps=reader.take("rms_norm_eps", float),
                 max_position_embeddings=rope.longest(max_position),
                 tie_word_embeddings=reader.take("tie_word_embeddings", bool, False),
+                mtp_own_embedding=reader.take("mtp_own_embedding", bool, False),
+                mtp_own_head=reader.take("mtp_own_head", bool, False),
                 rope=rope,
             )
             _check(config, reader)
@@ -204,18 +208,20 @@ def _layer(config: DeepseekV3Config, layer: int) -> DecoderLayer:
 
 
 class SharedHead(nn.Module):
-    """The norm before the output matrix, which the main model lends."""
+    """The norm before the output matrix, which the main model lends, unless a checkpoint has another one."""
 
-    def __init__(self, dim: int, eps: float) -> None:
+    def __init__(self, config: DeepseekV3Config) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(dim, eps=eps)
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        if config.mtp_own_head:
+            self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
 
 class MultiTokenPrediction(DecoderLayer):
     """Predicts the token after the next from the main model's state and the next token.
 
     The embedding comes first in `eh_proj`, although the paper (arXiv 2412.19437, section 2.2) writes the
-    state first.
+    state first. It is the model's, and so is the output matrix, except where a checkpoint holds others.
     """
 
     def __init__(self, config: DeepseekV3Config) -> None:
@@ -224,7 +230,9 @@ class MultiTokenPrediction(DecoderLayer):
         self.enorm = nn.RMSNorm(dim, eps=eps)
         self.hnorm = nn.RMSNorm(dim, eps=eps)
         self.eh_proj = nn.Linear(2 * dim, dim, bias=False)
-        self.shared_head = SharedHead(dim, eps)
+        self.shared_head = SharedHead(config)
+        if config.mtp_own_embedding:
+            self.embed_tokens = nn.Embedding(config.vocab_size, dim)
 
     def draft(self, hidden: mx.array, embedded: mx.array, positions: Positions, cache: Any) -> mx.array:
         """Return the normed states [batch, length, dim] that the output matrix turns into logits."""
@@ -268,8 +276,10 @@ class DeepseekV3(CausalLM):
             )
         positions = Positions.of(next_tokens, cache)
         layer_cache = None if cache is None else next(iter(cache))
-        embedded = self.model.embed_tokens(next_tokens)
-        return self.logits(self.mtp[depth].draft(hidden, embedded, positions, layer_cache))
+        layer = self.mtp[depth]
+        embedding = layer.embed_tokens if self.config.mtp_own_embedding else self.model.embed_tokens
+        states = layer.draft(hidden, embedding(next_tokens), positions, layer_cache)
+        return layer.shared_head.head(states) if self.config.mtp_own_head else self.logits(states)
 
     def make_cache(self, left_padding: Sequence[int] | None = None, bits: int | None = None) -> ModelCache:
         """Return an empty cache for one batch: latent + rope_dim values per token and layer."""
