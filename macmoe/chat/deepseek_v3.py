@@ -28,11 +28,11 @@ from macmoe.chat.messages import (
     ToolCall,
     control,
     literal,
-    read_object,
     to_json,
     with_neighbors,
 )
 from macmoe.chat.parser import BlockParser, BlockSyntax, Parser, Vocabulary
+from macmoe.chat.payload import read_payload
 
 _BEGIN, _END = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 _USER, _ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
@@ -256,7 +256,7 @@ def _read_call(text: str) -> ToolCallEvent | None:
     name, arguments = name.strip(), arguments.strip()
     if not separator or not name:
         return None
-    return ToolCallEvent(name, read_object(arguments), arguments)
+    return ToolCallEvent(name, *read_payload(arguments))
 
 
 _SYNTAX = BlockSyntax(

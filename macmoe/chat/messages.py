@@ -9,6 +9,7 @@ from dataclasses import KW_ONLY, dataclass
 from itertools import groupby
 from typing import Any, Self
 
+from macmoe.chat.payload import read_object
 from macmoe.errors import ChatFormatError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -178,15 +179,6 @@ def check_tools(tools: Sequence[Mapping[str, Any]]) -> None:
             raise ChatFormatError(
                 f"{function['name']!r} cannot be the name of a tool; use letters, digits, '.', '_' and '-'"
             )
-
-
-def read_object(text: str) -> dict[str, Any] | None:
-    """Return the JSON object that a text is, or None."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def to_json(value: Any) -> str:
