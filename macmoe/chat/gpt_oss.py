@@ -98,6 +98,7 @@ class HarmonyFormat(ChatFormat):
         turns = messages[len(leading) :]
         answered = max((index for index, message in enumerate(turns) if _is_answer(message)), default=-1)
         calls: list[ToolCall] = []
+        waiting: list[ToolCall] = []  # those of the last answer, without a result so far
         for index, (_, message, after) in enumerate(with_neighbors(turns)):
             if message.role == "assistant":
                 final = not after and conversation.ending != "prompt"
@@ -105,8 +106,9 @@ class HarmonyFormat(ChatFormat):
                 stop = ("" if conversation.ending == "open" else RETURN) if final else END
                 segments += _assistant(message, reasoning=final or pending, stop=stop)
                 calls += message.tool_calls
+                waiting = list(message.tool_calls)
             elif message.role == "tool":
-                segments += _tool_result(message, calls)
+                segments += _tool_result(message, calls, waiting)
             elif message.role == "user":
                 segments += [control(f"{START}user{MESSAGE}"), literal(message.content), control(END)]
             else:
@@ -166,10 +168,14 @@ def _assistant(message: Message, *, reasoning: bool, stop: str) -> list[Segment]
     return segments
 
 
-def _tool_result(message: Message, calls: Sequence[ToolCall]) -> list[Segment]:
-    name = message.name or next(
-        (call.name for call in calls if call.id and call.id == message.tool_call_id), None
-    )
+def _tool_result(message: Message, calls: Sequence[ToolCall], waiting: list[ToolCall]) -> list[Segment]:
+    """Write the result of a call, which its id names; without id and name, results come in order."""
+    call = next((call for call in calls if call.id and call.id == message.tool_call_id), None)
+    if call is None and waiting and not message.tool_call_id:
+        call = next((each for each in waiting if message.name in (None, each.name)), None)
+    if call in waiting:
+        waiting.remove(call)
+    name = message.name or (call.name if call else None)
     if name is None:
         raise ChatFormatError(
             f"no tool call has the id {message.tool_call_id!r} of a tool message, and GPT-OSS has to be told "

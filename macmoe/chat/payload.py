@@ -27,6 +27,11 @@ def read_object(text: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def to_json(value: Any) -> str:
+    """Return JSON as the chat templates of the hub write it."""
+    return json.dumps(value, ensure_ascii=False)
+
+
 def read_arguments(text: str) -> tuple[dict[str, Any] | None, str]:
     """Return the object that arguments say, or None, and its text; a JSON string may hold that text."""
     value = _read(text)
