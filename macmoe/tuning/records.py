@@ -102,7 +102,7 @@ def read_record(data: Mapping[str, Any], place: Place) -> tuple[Record, list[str
         tools=tuple(_list(used.get("tools", ()), "tools")),
         thinking=_mode(used.get("thinking")),
     )
-    return record, [*ignored, *(f"{name} (of a message)" for name in sorted(left_out))]
+    return record, [*ignored, *(f"messages.{name}" for name in sorted(left_out))]
 
 
 def to_row(record: Record) -> dict[str, Any]:
