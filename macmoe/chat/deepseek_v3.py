@@ -45,6 +45,7 @@ _OUTPUT, _OUTPUT_END = "<｜tool▁output▁begin｜>", "<｜tool▁output▁end
 _PLACEHOLDER = "<｜place▁holder▁no▁796｜>"
 _CHAINING = {"": "chain them directly without separators or spaces", "\n": "begin each one on a new line"}
 # Name and fence of V3's calls; V3.1 models sometimes write the fence as well.
+_TYPE = re.compile(r"\s*\w*\s*")
 _FENCED = re.compile(r"(?P<name>[\w.-]*)\s*```(?:json)?\n(?P<arguments>.*?)(?:\n?```)?", re.DOTALL)
 
 
@@ -251,6 +252,8 @@ def _read_call(text: str) -> ToolCallEvent | None:
     """Read `NAME<sep>{...}`, or V3's `function<sep>NAME`, a newline and the arguments in a fence."""
     name, separator, arguments = text.partition(_SEPARATOR)
     fenced = _FENCED.fullmatch(arguments.strip())
+    if fenced is not None and fenced["name"] and not _TYPE.fullmatch(name):
+        return None  # more than the word `function`, which would be lost
     if fenced is not None:
         name, arguments = fenced["name"] or name, fenced["arguments"]
     name, arguments = name.strip(), arguments.strip()

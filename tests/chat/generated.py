@@ -16,7 +16,7 @@ from macmoe.chat.deepseek_v3 import DeepSeekFormat
 from macmoe.chat.gpt_oss import HarmonyFormat
 from macmoe.chat.qwen3 import Qwen3Format
 from macmoe.tokenizer import Tokenizer
-from tests.chat.records import merged, run
+from tests.chat.records import comparable, merged, run
 from tests.vocabularies import CONTROL_TOKENS, small
 
 QUESTION = Message("user", "Why?")
@@ -172,3 +172,61 @@ def check_exact(random: Random, writer: Writer) -> None:
     """Fail where a well-formed answer does not come back as it was."""
     sample = random_sample(random, writer)
     assert merged(read(writer, sample.prompt, sample.ids)) == sample.events
+
+
+# Headers of GPT-OSS with words, tokens or spaces missing, by what they should be.
+JOINED_TEXTS = {
+    "thinking": (
+        "<|channel|>analysis{}",
+        "<|channel|>Analysis {}",
+        "<|channel|>analysis{}<|message|>",
+        "analysis<|message|>{}",
+        "assistant<|channel|>analysis<|message|>{}",
+        "<|start|>assistantanalysis<|message|>{}",
+        "<|start|>assistantanalysis{}",
+    ),
+    "answer": (
+        "<|channel|>final{}",
+        "<|channel|>final {}",
+        "<|channel|>final{}<|message|>",
+        "<|channel|>final<|constrain|>json<|message|>{}",
+        "<|start|>assistantfinal<|message|>{}",
+        "<|start|>assistant{}",
+    ),
+}
+JOINED_CALLS = (
+    "<|channel|>commentary to=functions.f{}",
+    "<|channel|>commentary to=functions.f json{}",
+    "<|channel|>commentaryto=functions.f<|constrain|>json<|message|>{}",
+    "<|channel|>commentary to=functions.f <|constrain|>json{}",
+    "<|channel|>commentary to=functions.f<|message|>json{}",
+    "<|channel|>commentary to=functions.f{}<|message|>",
+    "<|channel|>analysis to=f{}",
+    " to=functions.f{}",
+    "to=functions.f<|channel|>commentary{}",
+    "<|start|>assistantto=functions.f<|channel|>commentary{}",
+)
+
+
+def check_joined(random: Random, writer: Writer) -> None:
+    """Fail where a header of GPT-OSS lacks a space or a token, and a word is lost or in the wrong place."""
+    if not isinstance(writer.format, HarmonyFormat):
+        return
+    tokenizer, ids, events = writer.vocabulary(), [], []
+    for _ in range(random.randrange(1, 4)):
+        channel = random.choice([*JOINED_TEXTS, "tool_call"])
+        if channel == "tool_call":
+            arguments = random_arguments(random)
+            form, text, stop = random.choice(JOINED_CALLS), json.dumps(arguments), "<|call|>"
+            events.append({"channel": channel, "name": "f", "arguments": arguments})
+        else:
+            text = f"W{random_text(random)}."
+            form, stop = random.choice(JOINED_TEXTS[channel]), random.choice(["<|end|>", "<|return|>"])
+            events.append({"channel": channel, "text": text})
+        before, after = form.split("{}")
+        ids += tokenizer.encode(before, control=True) + tokenizer.encode(text)
+        ids += tokenizer.encode(after + stop, control=True)
+    prompt = writer.format.render([QUESTION])
+    assert comparable(merged(read(writer, prompt, ids)), malformed=False) == comparable(
+        events, malformed=False
+    )
