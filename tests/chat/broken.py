@@ -66,6 +66,7 @@ def _split(random: Random, pieces: list[Piece]) -> list[Piece]:
         return list(pieces)
     text, _ = pieces[place]
     ends = [match.end() for match in re.finditer(r"w\d+|\W|[^\Ww]", text)]
+    ends = [end for end in ends if not text[end : end + 1].isdigit()]  # it could continue another word
     end = random.choice(ends) if ends else 0
     return [*pieces[:place], (text[:end], False), (text[end:], False), *pieces[place + 1 :]]
 

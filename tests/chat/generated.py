@@ -31,7 +31,7 @@ class Writer:
         vocabulary: Makes the tokenizer.
         trims: Whether newlines beside its tags are no text.
         before_calls: Channel of the text before a call.
-        json_calls: Whether its calls are JSON, in whose strings tokens are text.
+        json_calls: Whether its calls are JSON, in whose strings tokens are text; without, answers have none.
     """
 
     format: ChatFormat
@@ -128,7 +128,8 @@ def random_call(random: Random) -> ToolCall:
 def random_answer(random: Random, writer: Writer) -> Message:
     """Return an answer that has an exact form in a format."""
     thinks = writer.thinks and random.random() < 0.6
-    calls = tuple(random_call(random) for _ in range(random.choice([0, 0, 1, 1, 2, 3])))
+    count = random.choice([0, 0, 1, 1, 2, 3]) if writer.json_calls else 0
+    calls = tuple(random_call(random) for _ in range(count))
     content = "" if calls and random.random() < 0.5 else random_text(random, trims=writer.trims)
     if writer.trims and not thinks:
         # Templates find the reasoning by `</think>`, and a spelled-out `<think>` may open an answer.
@@ -144,7 +145,7 @@ def random_sample(random: Random, writer: Writer) -> Sample:
     answer = random_answer(random, writer)
     segments = writer.format.render_target([QUESTION, answer])
     target = [segment for segment in segments if segment.trainable]
-    if writer.json_calls and random.random() < 0.5:
+    if random.random() < 0.5:
         payloads = {call.arguments_text for call in answer.tool_calls}
         target = [replace(segment, control=segment.control or segment.text in payloads) for segment in target]
     said = writer.before_calls if answer.tool_calls else "answer"
