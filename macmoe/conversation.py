@@ -149,7 +149,7 @@ class Conversation:
         if not path.parent.is_dir():
             raise UsageError(f"{path}: there is no folder {path.parent}; create it first")
         if path.exists():
-            _read_saved(path)
+            _saved(path)
         data = {
             _VERSION: FORMAT_VERSION,
             "system": self.settings.system,
@@ -165,14 +165,14 @@ class Conversation:
     def load(self, path: Path) -> None:
         """Replace the system message and the messages by those of a file; settings, tools and cache stay.
 
-        The file is a saved conversation, or a list of messages as OpenAI and others write it, alone or under
-        `messages` of an object.
+        The file is a saved conversation, or messages as servers take them: a JSON list, or an object with
+        `messages`. A system message at their beginning becomes that of the settings.
 
         Raises:
-            ChatFormatError: The file is no conversation; nothing is changed then.
+            ChatFormatError: The file is neither; nothing is changed then.
             OSError: The file cannot be read.
         """
-        system, messages = _read(path)
+        system, messages = _messages(path)
         self.settings, self.messages = replace(self.settings, system=system), messages
 
     def _answer(self, messages: list[Message], progress: Progress | None) -> Events:
@@ -218,16 +218,16 @@ def _message(events: Sequence[Event | Stats], earlier_calls: int) -> Message:
     return Message("assistant", content, reasoning=thinking or None, tool_calls=calls)
 
 
-def _read(path: Path) -> tuple[str | None, list[Message]]:
+def _messages(path: Path) -> tuple[str | None, list[Message]]:
     """Read the system message and the messages of a file, saved here or written by another program."""
-    data = _read_json(path)
+    data = _read(path)
     history = data.get("messages") if isinstance(data, Mapping) else data
     if (isinstance(data, Mapping) and _VERSION in data) or not history or not isinstance(history, list):
-        return _read_saved(path)
+        return _saved(path)
     try:
         messages = read_messages(history)
     except ChatFormatError as error:
-        raise ChatFormatError(f"{path}: not a saved conversation, and no other either ({error})") from None
+        raise ChatFormatError(f"{path}: not a saved conversation or list of messages ({error})") from None
     unused = sorted(map(str, data.keys() - {"messages"})) if isinstance(data, Mapping) else []
     if unused:
         _LOG.warning("%s: only its messages are read, not %s", path, ", ".join(unused))
@@ -235,9 +235,9 @@ def _read(path: Path) -> tuple[str | None, list[Message]]:
     return (first.content, messages[1:]) if first.role == "system" else (None, messages)
 
 
-def _read_saved(path: Path) -> tuple[str | None, list[Message]]:
+def _saved(path: Path) -> tuple[str | None, list[Message]]:
     """Read the system message and the messages of a saved conversation."""
-    data = _read_json(path)
+    data = _read(path)
     version = data.get(_VERSION) if isinstance(data, Mapping) else None
     if version is None:
         raise ChatFormatError(f"{path}: not a saved conversation; choose another file")
@@ -254,7 +254,7 @@ def _read_saved(path: Path) -> tuple[str | None, list[Message]]:
         raise ChatFormatError(f"{path}: {error}") from None
 
 
-def _read_json(path: Path) -> Any:
+def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:

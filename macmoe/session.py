@@ -203,7 +203,7 @@ class Session:
         """Answer a question or continue a conversation; yield events as they become certain, then Stats.
 
         Args:
-            prompt: A question, or messages.
+            prompt: A question, or messages, also as dictionaries in the form of OpenAI and others.
             system: A system message before them.
             tools: What the model may call: functions, tools, or declarations. Calls are events; none is run.
             thinking: "off", "on", "low", "medium", "high"; None leaves it to the model.
