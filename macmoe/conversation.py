@@ -7,21 +7,25 @@ runs before `run` is called with it, and the results go back with `reply`.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from macmoe.answer import Stats
 from macmoe.chat.events import AnswerText, CommentaryText, Event, ThinkingText, ToolCallEvent
 from macmoe.chat.format import Thinking
-from macmoe.chat.messages import Message, ToolCall
+from macmoe.chat.messages import Message, ToolCall, read_messages
 from macmoe.errors import ChatFormatError, UsageError
 from macmoe.generate import Progress
 from macmoe.paths import expand_home
 from macmoe.prompt_cache import PromptCache
 from macmoe.tools import ToolLike, as_tools, declarations, run_call
 
+_LOG = logging.getLogger(__name__)
 FORMAT_VERSION = 1
+_VERSION = "macmoe_conversation"
 NO_RESULT = "error: no result, the user stopped this call"
 
 Events = Generator[Event | Stats, None, None]
@@ -150,9 +154,9 @@ class Conversation:
         if not path.parent.is_dir():
             raise UsageError(f"{path}: there is no folder {path.parent}; create it first")
         if path.exists():
-            _read(path)
+            _saved(path)
         data = {
-            "macmoe_conversation": FORMAT_VERSION,
+            _VERSION: FORMAT_VERSION,
             "system": self.settings.system,
             "messages": [message.to_dict() for message in self.messages],
         }
@@ -164,13 +168,16 @@ class Conversation:
             temporary.unlink(missing_ok=True)
 
     def load(self, path: str | Path) -> None:
-        """Replace the system message and the messages by saved ones; settings, tools and cache stay.
+        """Replace the system message and the messages by those of a file; settings, tools and cache stay.
+
+        The file is a saved conversation, or messages as servers take them: a JSON list, or an object with
+        `messages`. A system message at their beginning becomes that of the settings.
 
         Raises:
-            ChatFormatError: The file is no saved conversation; nothing is changed then.
+            ChatFormatError: The file is neither; nothing is changed then.
             OSError: The file cannot be read.
         """
-        system, messages = _read(expand_home(path))
+        system, messages = _messages(expand_home(path))
         self.settings, self.messages = replace(self.settings, system=system), messages
 
     def _answer(self, messages: list[Message], progress: Progress | None) -> Events:
@@ -216,13 +223,27 @@ def _message(events: Sequence[Event | Stats], earlier_calls: int) -> Message:
     return Message("assistant", content, reasoning=thinking or None, tool_calls=calls)
 
 
-def _read(path: Path) -> tuple[str | None, list[Message]]:
-    """Read the system message and the messages of a saved conversation."""
+def _messages(path: Path) -> tuple[str | None, list[Message]]:
+    """Read the system message and the messages of a file, saved here or written by another program."""
+    data = _read(path)
+    history = data.get("messages") if isinstance(data, Mapping) else data
+    if (isinstance(data, Mapping) and _VERSION in data) or not history or not isinstance(history, list):
+        return _saved(path)
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ChatFormatError(f"{path}: not a saved conversation ({error})") from None
-    version = data.get("macmoe_conversation") if isinstance(data, Mapping) else None
+        messages = read_messages(history)
+    except ChatFormatError as error:
+        raise ChatFormatError(f"{path}: not a saved conversation or list of messages ({error})") from None
+    unused = sorted(map(str, data.keys() - {"messages"})) if isinstance(data, Mapping) else []
+    if unused:
+        _LOG.warning("%s: only its messages are read, not %s", path, ", ".join(unused))
+    first = messages[0]
+    return (first.content, messages[1:]) if first.role == "system" else (None, messages)
+
+
+def _saved(path: Path) -> tuple[str | None, list[Message]]:
+    """Read the system message and the messages of a saved conversation."""
+    data = _read(path)
+    version = data.get(_VERSION) if isinstance(data, Mapping) else None
     if version is None:
         raise ChatFormatError(f"{path}: not a saved conversation; choose another file")
     if version != FORMAT_VERSION:
@@ -232,10 +253,14 @@ def _read(path: Path) -> tuple[str | None, list[Message]]:
     system, items = data.get("system"), data.get("messages")
     if not isinstance(system, str | None) or not isinstance(items, list):
         raise ChatFormatError(f"{path}: `system` must be text or null, and `messages` a list")
-    messages = []
-    for number, item in enumerate(items, start=1):
-        try:
-            messages.append(Message.from_dict(item))
-        except ChatFormatError as error:
-            raise ChatFormatError(f"{path}: message {number}: {error}") from None
-    return system, messages
+    try:
+        return system, read_messages(items)
+    except ChatFormatError as error:
+        raise ChatFormatError(f"{path}: {error}") from None
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ChatFormatError(f"{path}: not a saved conversation ({error})") from None

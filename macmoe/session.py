@@ -21,7 +21,7 @@ from macmoe.answer import Answer, Limits, PlainText, Stats
 from macmoe.chat import FORMATS
 from macmoe.chat.events import Event
 from macmoe.chat.format import ChatFormat, Thinking
-from macmoe.chat.messages import Message
+from macmoe.chat.messages import Message, read_messages
 from macmoe.checkpoint import Checkpoint, WeightSource, is_macmoe_folder, load_weights
 from macmoe.constraint import WordConstraint
 from macmoe.conversation import Conversation, Settings
@@ -248,7 +248,7 @@ class Session:
         """Answer a question or continue a conversation; yield events as they become certain, then Stats.
 
         Args:
-            prompt: A question, or messages.
+            prompt: A question, or messages, also as dictionaries in the form of OpenAI and others.
             system: A system message before them.
             tools: What the model may call: functions, tools, or declarations. Calls are events; none is run.
             thinking: "off", "on", "low", "medium", "high"; None leaves it to the model.
@@ -359,5 +359,5 @@ def _messages(prompt: str | Sequence[Message | Mapping[str, Any]], system: str |
         if not prompt.strip():
             raise UsageError("the prompt is empty: there is nothing to answer")
         prompt = [Message("user", prompt)]
-    messages = [item if isinstance(item, Message) else Message.from_dict(item) for item in prompt]
+    messages = read_messages(prompt)
     return messages if system is None else [Message("system", system), *messages]
