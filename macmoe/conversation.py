@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from macmoe.answer import Stats
 from macmoe.chat.events import AnswerText, CommentaryText, Event, ThinkingText, ToolCallEvent
@@ -59,6 +60,7 @@ class Conversation:
         cache: Of the earlier turns.
 
     Attributes:
+        declarations: Of the tools, as the model reads them.
         messages: What was said, without the system message, which is `settings.system`.
         stats: What each complete answer took, in the order of generation.
     """
@@ -74,7 +76,7 @@ class Conversation:
     ) -> None:
         self._generate = generate
         self._tools = as_tools(tools)
-        self._declarations = declarations(tools)
+        self.declarations = declarations(tools)
         self.settings = settings
         self.messages = list(messages)
         self.cache = cache
@@ -111,6 +113,20 @@ class Conversation:
         if self.cache is not None:
             self.cache.forget()
 
+    def move(self, generate: Generate, cache: PromptCache | None) -> None:
+        """Let another model answer from now on; it reads all that was said anew.
+
+        Args:
+            generate: Answers messages, as `Session.generate` of that model does.
+            cache: An empty one of that model.
+        """
+        self._generate, self.cache = generate, cache
+
+    def clear(self) -> None:
+        """Begin a new conversation; settings and tools stay."""
+        self.messages, self.stats = [], []
+        self.forget()
+
     def run(self, call: ToolCall) -> str:
         """Run one call and return its result, or what is wrong with it, as text for the model."""
         return run_call(self._tools, call)
@@ -145,7 +161,7 @@ class Conversation:
         if not path.parent.is_dir():
             raise UsageError(f"{path}: there is no folder {path.parent}; create it first")
         if path.exists():
-            _read(path)
+            _saved(path)
         data = {
             "macmoe_conversation": FORMAT_VERSION,
             "system": self.settings.system,
@@ -159,19 +175,22 @@ class Conversation:
             temporary.unlink(missing_ok=True)
 
     def load(self, path: Path) -> None:
-        """Replace the system message and the messages by saved ones; settings, tools and cache stay.
+        """Replace the system message and the messages by those of a file; settings, tools and cache stay.
+
+        The file is a saved conversation, or messages as servers take them: a JSON list, or an object with
+        `messages`. A system message at their beginning becomes that of the settings.
 
         Raises:
-            ChatFormatError: The file is no saved conversation; nothing is changed then.
+            ChatFormatError: The file is neither; nothing is changed then.
             OSError: The file cannot be read.
         """
-        system, messages = _read(path)
+        system, messages = _messages(path)
         self.settings, self.messages = replace(self.settings, system=system), messages
 
     def _answer(self, messages: list[Message], progress: Progress | None) -> Events:
         received: list[Event | Stats] = []
         events = self._generate(
-            messages, tools=self._declarations, cache=self.cache, progress=progress, **asdict(self.settings)
+            messages, tools=self.declarations, cache=self.cache, progress=progress, **asdict(self.settings)
         )
         try:
             for event in events:
@@ -211,14 +230,19 @@ def _message(events: Sequence[Event | Stats], earlier_calls: int) -> Message:
     return Message("assistant", content, reasoning=thinking or None, tool_calls=calls)
 
 
-def _read(path: Path) -> tuple[str | None, list[Message]]:
-    """Read the system message and the messages of a saved conversation."""
+def _read(path: Path) -> object:
+    """Read the JSON of a file that should hold a conversation."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ChatFormatError(f"{path}: not a saved conversation ({error})") from None
+
+
+def _saved(path: Path) -> tuple[str | None, list[Message]]:
+    """Read the system message and the messages that `Conversation.save` wrote."""
+    data = _read(path)
     version = data.get("macmoe_conversation") if isinstance(data, Mapping) else None
-    if version is None:
+    if not isinstance(data, Mapping) or version is None:
         raise ChatFormatError(f"{path}: not a saved conversation; choose another file")
     if version != FORMAT_VERSION:
         raise ChatFormatError(
@@ -227,10 +251,27 @@ def _read(path: Path) -> tuple[str | None, list[Message]]:
     system, items = data.get("system"), data.get("messages")
     if not isinstance(system, str | None) or not isinstance(items, list):
         raise ChatFormatError(f"{path}: `system` must be text or null, and `messages` a list")
+    return system, _parsed(path, items)
+
+
+def _messages(path: Path) -> tuple[str | None, list[Message]]:
+    """Read the system message and the messages of a saved conversation, or of a request to a server."""
+    data = _read(path)
+    if isinstance(data, Mapping) and "macmoe_conversation" not in data:
+        data = data.get("messages")
+    if not isinstance(data, list) or not data:
+        return _saved(path)
+    messages = _parsed(path, data)
+    if messages[0].role == "system":
+        return messages[0].content, messages[1:]
+    return None, messages
+
+
+def _parsed(path: Path, items: Sequence[Any]) -> list[Message]:
     messages = []
     for number, item in enumerate(items, start=1):
         try:
             messages.append(Message.from_dict(item))
         except ChatFormatError as error:
             raise ChatFormatError(f"{path}: message {number}: {error}") from None
-    return system, messages
+    return messages
