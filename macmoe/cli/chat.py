@@ -12,7 +12,7 @@ import click
 
 from macmoe.answer import Stats
 from macmoe.cli import Failure, describe
-from macmoe.cli.editor import agrees, line_editor, piped_line, read_message
+from macmoe.cli.editor import PROMPT, agrees, line_editor, piped_line, read_message
 from macmoe.cli.events import show
 from macmoe.cli.loading import open_session
 from macmoe.cli.options import (
@@ -42,7 +42,8 @@ MAX_ROUNDS = 16  # of tool calls for one question: a model that calls for ever m
 SHOWN = 1000  # characters of a result
 REFUSED = "error: the user does not allow this call"
 WELCOME = "{model}. /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves."
-STOPPED = "stopped; Ctrl-C again leaves"
+AGAIN = "Ctrl-C again leaves"
+STOPPED = f"stopped; {AGAIN}"
 TOO_LONG = "/undo takes back the last question and its answer, /clear begins a new conversation"
 
 
@@ -118,6 +119,8 @@ def command(
             dialogue.writers[Stats] = ignore
         if interactive:
             note(WELCOME.format(model=model_name))
+            if message is not None:
+                click.echo(f"{PROMPT}{printable(message)}", err=True)
         dialogue.run(message)
 
 
@@ -153,7 +156,8 @@ class Dialogue:
         cache_bits: Of a packed number in its cache, see `Session.make_cache`.
         adapters: The adapters to choose from, by name.
         adapter: The name of the one that answers, or None.
-        stopped: Whether Ctrl-C was pressed and nothing entered since.
+        busy: Whether something that was entered is being answered.
+        hint: What to say of the Ctrl-C that was pressed last; nothing once something is entered.
     """
 
     session: Session
@@ -168,29 +172,31 @@ class Dialogue:
     cache_bits: int | None = None
     adapters: dict[str, Path] = field(default_factory=dict)
     adapter: str | None = None
-    stopped: bool = False
+    busy: bool = False
+    hint: str = ""
 
     def run(self, message: str | None = None) -> None:
         """Take messages and commands until there are no more, the first one perhaps from the command line."""
         waiting = [] if message is None else [message]
         while True:
             try:  # everything happens in here, since Ctrl-C may come at any moment
-                if self.stopped:
+                if self.hint:
                     erase_live_line()
-                    note(STOPPED)
+                    note(self.hint)
                 self._turn(waiting)
             except EOFError:
                 return
             except KeyboardInterrupt:
-                if not self.interactive or self.stopped:
+                if not self.interactive or self.hint:
                     raise
-                self.stopped = True
+                self.hint = STOPPED if self.busy else AGAIN
 
     def _turn(self, waiting: list[str]) -> None:
         """Take one message or command; on a terminal a failure is a line, and the chat goes on."""
         try:
+            self.busy = False
             text = waiting.pop() if waiting else read_message(self.read_line)
-            self.stopped = False
+            self.busy, self.hint = True, ""
             self.take(text)
         except (MacmoeError, OSError) as error:
             if not self.interactive or isinstance(error, BrokenPipeError):

@@ -197,7 +197,9 @@ def _stats(dialogue: Dialogue, _: str) -> None:
     stats = dialogue.conversation.stats
     if not stats:
         raise UsageError("there is no complete answer yet")
-    note(", ".join([f"last answer: {summary(stats[-1])}", details(stats[-1]), *endings(stats[-1])]))
+    note(f"last answer: {summary(stats[-1])}")
+    for line in (details(stats[-1]), *endings(stats[-1])):
+        note(line)
     read = sum(each.prompt_tokens - each.reused_tokens for each in stats)
     note(
         f"all {len(stats)} answers: {read} tokens read, {sum(each.reused_tokens for each in stats)} known, "

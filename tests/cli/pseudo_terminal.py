@@ -54,9 +54,9 @@ class PseudoTerminal:
         self._process.wait()
         os.close(self._fd)
 
-    def resize(self, columns: int) -> None:
+    def resize(self, columns: int, lines: int = 24) -> None:
         """Change the size of the window, as a user who drags its corner."""
-        fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
 
     def type(self, text: str) -> None:
         """Press keys."""
