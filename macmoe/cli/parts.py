@@ -117,13 +117,15 @@ class Splitter:
         if fence := FENCE.fullmatch(line):
             self._fence = fence[2]
             return self._whole(Kind.FENCE, line)
+        item = None if RULE.fullmatch(line) or self._within_formula() else ITEM.match(line)
+        if item is not None:
+            return self._item(line, item)
         if (begin := _formula_of(line)) is not None:
             return self._display(line, *begin)
         if HEADING.match(line):
             self._nested = False
             return self._whole(Kind.HEADING, line)
-        item = None if RULE.fullmatch(line) or self._within_formula() else ITEM.match(line)
-        return self._text(line) if item is None else self._item(line, item)
+        return self._text(line)
 
     def _within_formula(self) -> bool:
         """Return whether the last line of the open part began a formula and did not end it."""
@@ -148,7 +150,7 @@ class Splitter:
         self._open = Part(Kind.ITEM, "", item.end(2) + 1, item[1] + item[2], self._take_gap())
         self._nested = True
         if FENCE.fullmatch(rest) or _formula_of(rest) is not None:
-            return [*finished, *self._close(), *self._begin(" " * (item.end(2) + 1) + rest)]
+            return [*finished, *self._begin(" " * (item.end(2) + 1) + rest)]
         self._add(rest.strip())
         return finished
 

@@ -81,6 +81,10 @@ class PseudoTerminal:
         """Press Ctrl-D at the prompt, and return the exit code."""
         self.expect(">")
         self.type("\x04")
+        return self.end()
+
+    def end(self) -> int:
+        """Wait until the program ends, and return its exit code."""
         deadline = time.monotonic() + PATIENCE
         while self._read():
             assert time.monotonic() < deadline, f"the program does not end; there is {self.new!r}"

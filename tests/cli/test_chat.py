@@ -20,30 +20,17 @@ from macmoe.adapters.files import save_adapter
 from macmoe.adapters.lora import LoraSpec
 from macmoe.cli.slash import COMMANDS
 from macmoe.cli.terminal import printable
-from tests.cli.pseudo_terminal import PseudoTerminal
+from tests.cli.conftest import SCRIPTED
 from tests.cli.scripted_chat import EVIL, TOOL_FILE, scripted
 from tests.conftest import ROOT
 
 TOOL = ("--tool", str(TOOL_FILE))
-SCRIPTED = str(ROOT / "tests" / "cli" / "scripted_chat.py")
 
 
 @pytest.fixture
 def play(monkeypatch):
     """Return a function that lets `macmoe.load` give a scripted session."""
     return lambda scenario: monkeypatch.setattr("macmoe.load", lambda *_, **__: scripted(scenario))
-
-
-@pytest.fixture
-def terminal(tmp_path):
-    """Return a function that runs `macmoe chat ARGUMENTS` with a scripted model on a terminal."""
-
-    def run(scenario, *arguments):
-        chat = PseudoTerminal(SCRIPTED, scenario, "chat", *arguments, XDG_CONFIG_HOME=str(tmp_path))
-        chat.expect("Ctrl-D leaves.")
-        return chat
-
-    return run
 
 
 def test_each_line_of_a_pipe_is_a_turn_and_only_answers_go_to_stdout(macmoe):

@@ -76,6 +76,10 @@ def test_lines_of_code_items_and_headings_are_finished_as_soon_as_they_can_be():
         ("    code", ["CODE"]),
         ("\\[\na\n- b\n\\]\nc", ["FORMULA"] * 4 + ["TEXT"]),
         ("so \\[ a\n+ b \\]\nc", ["TEXT", "FORMULA", "FORMULA", "TEXT"]),
+        (
+            "- \\[\n  - b\n  \\]\n- so \\[ c\n- d \\]",
+            ["ITEM"] + ["FORMULA"] * 3 + ["ITEM", "FORMULA", "FORMULA"],
+        ),
         ("\\[ a \\]", ["FORMULA"]),
         ("\\[ a \\] and \\[ b \\] are", ["TEXT"]),
         ("with \\( a\n- b \\) in it\n- c", ["TEXT", "ITEM"]),
