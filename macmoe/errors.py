@@ -32,7 +32,9 @@ class ContextError(UsageError):
     """
 
     def __init__(self, tokens: int, positions: int, remedy: str = "shorten the prompt") -> None:
-        super().__init__(f"the prompt has {tokens} tokens and this model knows {positions} positions; {remedy}")
+        super().__init__(
+            f"the prompt has {tokens} tokens and this model knows {positions} positions; {remedy}"
+        )
         self.tokens = tokens
         self.positions = positions
 

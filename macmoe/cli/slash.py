@@ -87,7 +87,9 @@ def _value(name: str, text: str) -> Any:
 
 def _shown(dialogue: Dialogue, name: str) -> str:
     value = getattr(dialogue.conversation.settings, name)
-    return "not set" if value in (None, ()) else str(value)
+    if value in (None, ()):
+        return "not set"
+    return ", ".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _set(dialogue: Dialogue, argument: str) -> None:

@@ -79,9 +79,10 @@ def test_every_setting_can_be_set_listed_and_taken_back(chat):
     assert result.exit_code == 0, result.stderr
     shown = result.stderr.splitlines()
     count = len(names)
-    assert shown[:count] == [f"{name.replace('_', ' ')}: {values.get(name, '7')}" for name in names]
-    assert [line.split()[0] for line in shown[count : 2 * count]] == names
-    assert all(line.endswith(values.get(line.split()[0], "7")) for line in shown[count : 2 * count])
+    for name, said, listed in zip(names, shown[:count], shown[count : 2 * count], strict=True):
+        value = values.get(name, "7")
+        assert said.removesuffix(".0") == f"{name.replace('_', ' ')}: {value}"
+        assert (listed.split()[0], listed.split(maxsplit=1)[1].removesuffix(".0")) == (name, value)
     defaults = [getattr(Settings(), name) for name in names]
     for line, default in zip(shown[3 * count :], defaults, strict=True):
         assert line.endswith("not set" if default in (None, ()) else str(default))
