@@ -23,7 +23,7 @@ from macmoe.cli.options import (
     open_cache,
 )
 from macmoe.cli.screen import PLAIN_WRITERS, LiveScreen, erase_live_line, ignore
-from macmoe.cli.slash import COMMANDS, run_command
+from macmoe.cli.slash import completions, run_command
 from macmoe.cli.terminal import is_terminal, keys_unseen, note, printable
 from macmoe.errors import ContextError, MacmoeError, UsageError
 from macmoe.tools import load_tools
@@ -250,7 +250,7 @@ def on_terminal(session: Session, conversation: Conversation, *, yes: bool, hide
     dialogue = Dialogue(
         session=session,
         conversation=conversation,
-        read_line=line_editor(list(COMMANDS)),
+        read_line=line_editor(completions()),
         writers=screen.writers,
         consents=(lambda _: True) if yes else ask,
         progress=screen.progress,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import gc
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import mlx.core as mx
 
 from macmoe.chat.messages import Message
 from macmoe.cli.clipboard import copy
@@ -122,7 +124,11 @@ def _model(dialogue: Dialogue, argument: str) -> None:
         session.format.opening(dialogue.conversation.settings.thinking)  # refuses what it cannot do
         dialogue.conversation.move(session.generate, session.make_cache(dialogue.cache_bits))
         dialogue.session, dialogue.model = session, argument
-        dialogue.adapters, dialogue.adapter = {}, None  # they fit the model before
+        if dialogue.adapters:
+            note(f"without the adapters {', '.join(dialogue.adapters)}, which fit the model before")
+        dialogue.adapters, dialogue.adapter = {}, None
+        gc.collect()
+        mx.clear_cache()  # else the memory of the model before stays with MLX
     note(f"model: {dialogue.model}")
 
 
@@ -208,6 +214,11 @@ def _stats(dialogue: Dialogue, _: str) -> None:
         f"{sum(each.thinking_tokens for each in stats)} of thinking, "
         f"{sum(each.answer_tokens for each in stats)} of answer"
     )
+
+
+def completions() -> list[str]:
+    """Return what a line may begin with."""
+    return [*COMMANDS, *ALIASES, *(f"/set {name}" for name in _options())]
 
 
 def _help(_: Dialogue, __: str) -> None:
