@@ -67,6 +67,7 @@ class Conversation:
         cache: Of the earlier turns.
 
     Attributes:
+        declarations: Of the tools, as the model reads them.
         messages: What was said, without the system message, which is `settings.system`.
         stats: What each complete answer took, in the order of generation.
     """
@@ -82,7 +83,7 @@ class Conversation:
     ) -> None:
         self._generate = generate
         self._tools = as_tools(tools)
-        self._declarations = declarations(tools)
+        self.declarations = declarations(tools)
         self.settings = settings
         self.messages = list(messages)
         self.cache = cache
@@ -118,6 +119,20 @@ class Conversation:
         """Read everything again for the next answer, because the model answers otherwise from now on."""
         if self.cache is not None:
             self.cache.forget()
+
+    def move(self, generate: Generate, cache: PromptCache | None) -> None:
+        """Let another model answer from now on; it reads all that was said anew.
+
+        Args:
+            generate: Answers messages, as `Session.generate` of that model does.
+            cache: An empty one of that model.
+        """
+        self._generate, self.cache = generate, cache
+
+    def clear(self) -> None:
+        """Begin a new conversation; settings and tools stay."""
+        self.messages, self.stats = [], []
+        self.forget()
 
     def run(self, call: ToolCall) -> str:
         """Run one call and return its result, or what is wrong with it, as text for the model."""
@@ -183,7 +198,7 @@ class Conversation:
     def _answer(self, messages: list[Message], progress: Progress | None) -> Events:
         received: list[Event | Stats] = []
         events = self._generate(
-            messages, tools=self._declarations, cache=self.cache, progress=progress, **asdict(self.settings)
+            messages, tools=self.declarations, cache=self.cache, progress=progress, **asdict(self.settings)
         )
         try:
             for event in events:

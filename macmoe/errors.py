@@ -5,6 +5,7 @@ exits with 1.
 
     MacmoeError
     |- UsageError              an argument that makes no sense
+    |  `- ContextError         a prompt that is longer than the context of the model
     |- ConfigError             config.json, generation_config.json
     |- CheckpointError         files of weights and tokenizers
     |  `- ConversionError      a source that the rule tables cannot turn into a macmoe checkpoint
@@ -20,6 +21,22 @@ class MacmoeError(Exception):
 
 class UsageError(MacmoeError, ValueError):
     """An argument or a combination of arguments that makes no sense."""
+
+
+class ContextError(UsageError):
+    """A prompt that is longer than the context of the model.
+
+    Attributes:
+        tokens: How many the prompt has.
+        positions: How many the model knows.
+    """
+
+    def __init__(self, tokens: int, positions: int, remedy: str = "shorten the prompt") -> None:
+        super().__init__(
+            f"the prompt has {tokens} tokens and this model knows {positions} positions; {remedy}"
+        )
+        self.tokens = tokens
+        self.positions = positions
 
 
 class ConfigError(MacmoeError):

@@ -6,7 +6,7 @@ from typing import cast
 
 import mlx.core as mx
 
-from macmoe.errors import UsageError
+from macmoe.errors import ContextError, UsageError
 from macmoe.families import Model
 from macmoe.kernels import source
 from macmoe.nn.cache import ModelCache
@@ -37,16 +37,14 @@ def check_prompt(model: LanguageModel, prompt: Sequence[int], offset: int = 0) -
     """Refuse a prompt that the model cannot process.
 
     Raises:
-        UsageError: It is empty, longer than the model's positions, or has ids outside the vocabulary.
+        UsageError: It is empty, or has ids outside the vocabulary.
+        ContextError: It is longer than the model's positions.
     """
     if not prompt:
         raise UsageError("the prompt is empty: there is nothing to continue")
     config = model.config
     if offset + len(prompt) > config.max_position_embeddings:
-        raise UsageError(
-            f"the prompt has {offset + len(prompt)} tokens and this model knows "
-            f"{config.max_position_embeddings} positions; shorten the prompt"
-        )
+        raise ContextError(offset + len(prompt), config.max_position_embeddings)
     wrong = [token for token in prompt if not 0 <= token < config.vocab_size]
     if wrong:
         raise UsageError(f"token id {wrong[0]} is outside the vocabulary of {config.vocab_size} ids")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from contextlib import closing, redirect_stdout
+from contextlib import closing, nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from macmoe.answer import Stats
 from macmoe.cli import Failure, describe
-from macmoe.cli.editor import agrees, line_editor, piped_line, read_message
+from macmoe.cli.editor import PROMPT, agrees, line_editor, piped_line, read_message
 from macmoe.cli.events import show
 from macmoe.cli.loading import open_session
 from macmoe.cli.options import (
@@ -22,11 +23,11 @@ from macmoe.cli.options import (
     open_cache,
 )
 from macmoe.cli.paths import UserPath
-from macmoe.cli.screen import PLAIN_WRITERS, LiveScreen, erase_live_line
-from macmoe.cli.slash import COMMANDS, run_command
-from macmoe.cli.terminal import is_terminal, note, printable
+from macmoe.cli.screen import PLAIN_WRITERS, LiveScreen, erase_live_line, ignore
+from macmoe.cli.slash import completions, run_command
+from macmoe.cli.terminal import is_terminal, keys_unseen, note, printable
 from macmoe.cli.unknown_keys import allow_unknown_keys_option
-from macmoe.errors import MacmoeError, UsageError
+from macmoe.errors import ContextError, MacmoeError, UsageError
 from macmoe.tools import load_tools
 
 if TYPE_CHECKING:
@@ -43,10 +44,14 @@ MAX_ROUNDS = 16  # of tool calls for one question: a model that calls for ever m
 SHOWN = 1000  # characters of a result
 REFUSED = "error: the user does not allow this call"
 WELCOME = "{model}. /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves."
+AGAIN = "Ctrl-C again leaves"
+STOPPED = f"stopped; {AGAIN}"
+TOO_LONG = "/undo takes back the last question and its answer, /clear begins a new conversation"
 
 
 @click.command()
 @allow_unknown_keys_option
+@click.argument("message", required=False)
 @answer_options
 @cache_option
 @cache_bits_option
@@ -65,20 +70,30 @@ WELCOME = "{model}. /help lists the commands, Ctrl-C stops an answer, Ctrl-D lea
     type=UserPath(),
     help="Answer with this adapter; may be repeated, /adapter chooses by the folder's name.",
 )
+@click.option(
+    "--load",
+    "load_file",
+    type=UserPath(dir_okay=False),
+    help="Go on with a saved conversation, or a JSON list of messages.",
+)
 @click.option("--yes", is_flag=True, help="Run what the model calls without asking.")
 @click.option("--hide-thinking", is_flag=True, help="Do not show the thinking.")
+@click.option("--no-stats", is_flag=True, help="Do not show what an answer took.")
 def command(
     *,
+    message: str | None,
     model_name: str,
     settings: Settings,
     cache_file: Path | None,
     cache_bits: int | None,
     tool_files: tuple[Path, ...],
     adapters: tuple[Path, ...],
+    load_file: Path | None,
     yes: bool,
     hide_thinking: bool,
+    no_stats: bool,
 ) -> None:
-    """Have a conversation.
+    """Have a conversation; MESSAGE is the first question.
 
     On a terminal, /help says what there is. From a pipe or a file each line is a message or a command, and
     only answers go to stdout. Tools run when you agree; without a terminal to ask on, only with --yes.
@@ -89,15 +104,27 @@ def command(
     for path in reversed(named.values()):  # every one is read now, and the first is used
         session.use_adapter(path)
     session.format.opening(settings.thinking)  # refuses what the model cannot do, before a question is asked
-    with open_cache(session, cache_file, cache_bits) as cache:
+    # Without a file nothing but the conversation holds the cache, whose model /model exchanges.
+    saved = nullcontext() if cache_file is None else open_cache(session, cache_file, cache_bits)
+    with saved as kept:
+        cache = session.make_cache(cache_bits) if kept is None else kept
         conversation = session.chat(settings, tools=tools, cache=cache)
-        if all(map(is_terminal, (sys.stdin, sys.stdout, sys.stderr))):
-            dialogue = on_terminal(session, conversation, yes=yes, hide_thinking=hide_thinking)
-            note(WELCOME.format(model=model_name))
-        else:
-            dialogue = in_pipe(session, conversation, yes=yes, hide_thinking=hide_thinking)
+        if load_file is not None:
+            conversation.load(load_file)
+        interactive = all(map(is_terminal, (sys.stdin, sys.stdout, sys.stderr)))
+        dialogue = (on_terminal if interactive else in_pipe)(
+            session, conversation, yes=yes, hide_thinking=hide_thinking
+        )
+        del session, cache  # /model exchanges them, and the memory of the first ones has to become free
+        dialogue.model, dialogue.cache_bits = model_name, cache_bits
         dialogue.adapters, dialogue.adapter = named, next(iter(named), None)
-        dialogue.run()
+        if no_stats:
+            dialogue.writers[Stats] = ignore
+        if interactive:
+            note(WELCOME.format(model=model_name))
+            if message is not None:
+                click.echo(f"{PROMPT}{printable(message)}", err=True)
+        dialogue.run(message)
 
 
 def names_of(folders: Sequence[Path]) -> dict[str, Path]:
@@ -128,8 +155,12 @@ class Dialogue:
         progress: Shows how much of a prompt is read.
         interactive: Whether failures and Ctrl-C end only a turn.
         hide_thinking: Whether thinking is not shown at all.
+        model: The name that the model was asked for by.
+        cache_bits: Of a packed number in its cache, see `Session.make_cache`.
         adapters: The adapters to choose from, by name.
         adapter: The name of the one that answers, or None.
+        busy: Whether something that was entered is being answered.
+        hint: What to say of the Ctrl-C that was pressed last; nothing once something is entered.
     """
 
     session: Session
@@ -140,30 +171,36 @@ class Dialogue:
     progress: Progress | None = None
     interactive: bool
     hide_thinking: bool = False
+    model: str = ""
+    cache_bits: int | None = None
     adapters: dict[str, Path] = field(default_factory=dict)
     adapter: str | None = None
+    busy: bool = False
+    hint: str = ""
 
-    def run(self) -> None:
-        """Take messages and commands until there are no more."""
-        stopped = False
+    def run(self, message: str | None = None) -> None:
+        """Take messages and commands until there are no more, the first one perhaps from the command line."""
+        waiting = [] if message is None else [message]
         while True:
             try:  # everything happens in here, since Ctrl-C may come at any moment
-                if stopped:
+                if self.hint:
                     erase_live_line()
-                    note("stopped; Ctrl-D leaves")
-                    stopped = False
-                self._turn()
+                    note(self.hint)
+                self._turn(waiting)
             except EOFError:
                 return
             except KeyboardInterrupt:
-                if not self.interactive:
+                if not self.interactive or self.hint:
                     raise
-                stopped = True
+                self.hint = STOPPED if self.busy else AGAIN
 
-    def _turn(self) -> None:
+    def _turn(self, waiting: list[str]) -> None:
         """Take one message or command; on a terminal a failure is a line, and the chat goes on."""
         try:
-            self.take(read_message(self.read_line))
+            self.busy = False
+            text = waiting.pop() if waiting else read_message(self.read_line)
+            self.busy, self.hint = True, ""
+            self.take(text)
         except (MacmoeError, OSError) as error:
             if not self.interactive or isinstance(error, BrokenPipeError):
                 raise
@@ -187,8 +224,14 @@ class Dialogue:
         note(f"stopped after {MAX_ROUNDS} rounds of tool calls")
 
     def _show(self, events: Events) -> None:
-        with closing(events):  # a stopped answer must be in the conversation before the next question
-            show(events, self.writers, hide_thinking=self.hide_thinking)
+        unseen = keys_unseen() if self.interactive else nullcontext()
+        with unseen, closing(events):  # a stopped answer must be in the conversation before the next question
+            try:
+                show(events, self.writers, hide_thinking=self.hide_thinking)
+            except ContextError as error:
+                if not self.conversation.messages:
+                    raise
+                raise ContextError(error.tokens, error.positions, TOO_LONG) from None
 
     def _call(self, call: ToolCall) -> str:
         if not self.consents(call):
@@ -202,16 +245,21 @@ class Dialogue:
 
 def on_terminal(session: Session, conversation: Conversation, *, yes: bool, hide_thinking: bool) -> Dialogue:
     """Return a dialogue with a user who sees what happens and can be asked."""
-    screen = LiveScreen(lambda text: len(session.tokenizer.encode(text)), hide_thinking=hide_thinking)
-    return Dialogue(
+
+    def count(text: str) -> int:
+        return len(dialogue.session.tokenizer.encode(text))  # of the model that answers now
+
+    screen = LiveScreen(count, hide_thinking=hide_thinking)
+    dialogue = Dialogue(
         session=session,
         conversation=conversation,
-        read_line=line_editor(list(COMMANDS)),
+        read_line=line_editor(completions()),
         writers=screen.writers,
         consents=(lambda _: True) if yes else ask,
         progress=screen.progress,
         interactive=True,
     )
+    return dialogue
 
 
 def in_pipe(session: Session, conversation: Conversation, *, yes: bool, hide_thinking: bool) -> Dialogue:
@@ -220,7 +268,7 @@ def in_pipe(session: Session, conversation: Conversation, *, yes: bool, hide_thi
         session=session,
         conversation=conversation,
         read_line=piped_line,
-        writers=PLAIN_WRITERS,
+        writers=dict(PLAIN_WRITERS),
         consents=lambda _: yes,
         interactive=False,
         hide_thinking=hide_thinking,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from itertools import groupby
@@ -11,7 +13,8 @@ import click
 
 from macmoe.answer import Stats
 from macmoe.chat.events import AnswerText, CommentaryText, ThinkingText, ToolCallEvent
-from macmoe.cli.terminal import note, size, write_answer
+from macmoe.cli.terminal import is_terminal, note, size, write_answer
+from macmoe.cli.wrapping import WordWrap
 
 if TYPE_CHECKING:
     from macmoe.chat.events import Event
@@ -28,9 +31,28 @@ def show(events: Iterable[Event | Stats], writers: Writers, *, hide_thinking: bo
 
 
 def _write_notes(pieces: Iterable[ThinkingText | CommentaryText]) -> None:
+    """Write what is no answer; a terminal shows it in rows of whole words, and an empty line after it."""
+    if is_terminal(sys.stderr):
+        _write_wrapped(piece.text for piece in pieces)
+        return
     for piece in pieces:
         note(piece.text, newline=False)
     note("")
+
+
+def _write_wrapped(texts: Iterable[str]) -> None:
+    words = WordWrap()
+    try:
+        for text in texts:
+            note(words.feed(text, _width()), newline=False)
+    finally:
+        note(words.end(_width()), newline=False)
+        if words.begun:
+            note("\n")
+
+
+def _width() -> int:
+    return max(shutil.get_terminal_size().columns - 1, 1)
 
 
 def _write_answer(pieces: Iterable[AnswerText]) -> None:
@@ -47,7 +69,8 @@ def _write_calls(calls: Iterable[ToolCallEvent]) -> None:
 
 def _write_stats(stats: Iterable[Stats]) -> None:
     for figures in stats:
-        note(summary(figures))
+        for line in (summary(figures), *endings(figures)):
+            note(line)
 
 
 # Answers and tool calls go to stdout, everything else to stderr.
@@ -61,21 +84,27 @@ WRITERS: Writers = {
 
 
 def summary(stats: Stats) -> str:
-    """Describe in one line what an answer took."""
+    """Say in a line that fits into 80 columns how much an answer was, and how fast."""
     known = f" ({stats.reused_tokens} known)" if stats.reused_tokens else ""
-    thought = f"({stats.thinking_tokens} of thinking)"
-    parts = [
-        f"{stats.prompt_tokens} tokens in{known}, {stats.generated_tokens} out {thought}",
-        f"first after {stats.prompt_seconds:.2f} s",
-        f"{stats.tokens_per_second:.0f} tokens/s",
-        f"peak {size(stats.peak_memory)}",
-        f"seed {stats.seed}",
-    ]
-    if stats.thinking_cut:
-        parts.append("thinking closed at its budget")
-    if stats.stop_reason == "length":
-        parts.append("cut at the limit of tokens")
-    return ", ".join(parts)
+    thought = f" ({stats.thinking_tokens} of thinking)" if stats.thinking_tokens else ""
+    return (
+        f"{stats.prompt_tokens} tokens in{known}, {stats.generated_tokens} out{thought}, "
+        f"{stats.tokens_per_second:.0f} tokens/s"
+    )
+
+
+def details(stats: Stats) -> str:
+    """Say what else an answer took, and what repeats it."""
+    return f"first after {stats.prompt_seconds:.2f} s, peak {size(stats.peak_memory)}, seed {stats.seed}"
+
+
+def endings(stats: Stats) -> list[str]:
+    """Return what ended the thinking or the answer before its time."""
+    cut = {
+        "thinking closed at its budget": stats.thinking_cut,
+        "cut at the limit of tokens": stats.stop_reason == "length",
+    }
+    return [text for text, happened in cut.items() if happened]
 
 
 def collect(events: Iterable[Event | Stats]) -> dict[str, Any]:

@@ -36,6 +36,27 @@ def is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()
 
 
+@contextmanager
+def keys_unseen() -> Iterator[None]:
+    """Keep what is typed (a `^C`, say) out of an answer being drawn; the next prompt gets the rest."""
+    try:
+        import termios  # noqa: PLC0415 - Windows has none
+    except ImportError:
+        yield
+        return
+    try:
+        before = termios.tcgetattr(0)
+    except termios.error:  # no terminal
+        yield
+        return
+    silent = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+    try:
+        termios.tcsetattr(0, termios.TCSANOW, silent)
+        yield
+    finally:
+        termios.tcsetattr(0, termios.TCSANOW, before)
+
+
 def write_answer(text: str) -> None:
     """Write a piece of an answer to stdout: exactly to a file or pipe, printable to a terminal."""
     click.echo(printable(text) if is_terminal(sys.stdout) else text, nl=False, color=True)

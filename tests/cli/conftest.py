@@ -6,6 +6,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from macmoe.cli import cli
+from tests.cli.pseudo_terminal import PseudoTerminal
+from tests.conftest import ROOT
+
+SCRIPTED = str(ROOT / "tests" / "cli" / "scripted_chat.py")
 
 
 @pytest.fixture(autouse=True)
@@ -20,5 +24,17 @@ def macmoe():
 
     def run(*arguments: str, stdin: str | bytes | None = None) -> Result:
         return CliRunner().invoke(cli, arguments, input=stdin, prog_name="macmoe")
+
+    return run
+
+
+@pytest.fixture
+def terminal(tmp_path):
+    """Return a function that runs `macmoe chat ARGUMENTS` with a scripted model on a terminal."""
+
+    def run(scenario, *arguments):
+        chat = PseudoTerminal(SCRIPTED, scenario, "chat", *arguments, XDG_CONFIG_HOME=str(tmp_path))
+        chat.expect("Ctrl-D leaves.")
+        return chat
 
     return run

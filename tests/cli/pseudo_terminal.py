@@ -54,9 +54,9 @@ class PseudoTerminal:
         self._process.wait()
         os.close(self._fd)
 
-    def resize(self, columns: int) -> None:
+    def resize(self, columns: int, lines: int = 24) -> None:
         """Change the size of the window, as a user who drags its corner."""
-        fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
 
     def type(self, text: str) -> None:
         """Press keys."""
@@ -81,6 +81,10 @@ class PseudoTerminal:
         """Press Ctrl-D at the prompt, and return the exit code."""
         self.expect(">")
         self.type("\x04")
+        return self.end()
+
+    def end(self) -> int:
+        """Wait until the program ends, and return its exit code."""
         deadline = time.monotonic() + PATIENCE
         while self._read():
             assert time.monotonic() < deadline, f"the program does not end; there is {self.new!r}"

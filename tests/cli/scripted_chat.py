@@ -64,7 +64,10 @@ def stuck(model):
     model.hidden = hidden
 
 
+FORMULA = "So \\(a\\,b\\):\n\n- \\[\n  x_1 = \\{a_1, b_1\\} \\\\\n  \\]\n\n**Done.**"
+
 SCENARIOS = {
+    "formula": lambda model: answer(model, FORMULA),
     "add": lambda model: tools(model, a=1, b=2),
     "wrong arguments": lambda model: tools(model, a="1", b=2),
     "sleep": lambda model: tools(model, "sleep"),

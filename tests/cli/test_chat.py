@@ -20,30 +20,17 @@ from macmoe.adapters.files import save_adapter
 from macmoe.adapters.lora import LoraSpec
 from macmoe.cli.slash import COMMANDS
 from macmoe.cli.terminal import printable
-from tests.cli.pseudo_terminal import PseudoTerminal
+from tests.cli.conftest import SCRIPTED
 from tests.cli.scripted_chat import EVIL, TOOL_FILE, scripted
 from tests.conftest import ROOT
 
 TOOL = ("--tool", str(TOOL_FILE))
-SCRIPTED = str(ROOT / "tests" / "cli" / "scripted_chat.py")
 
 
 @pytest.fixture
 def play(monkeypatch):
     """Return a function that lets `macmoe.load` give a scripted session."""
     return lambda scenario: monkeypatch.setattr("macmoe.load", lambda *_, **__: scripted(scenario))
-
-
-@pytest.fixture
-def terminal(tmp_path):
-    """Return a function that runs `macmoe chat ARGUMENTS` with a scripted model on a terminal."""
-
-    def run(scenario, *arguments):
-        chat = PseudoTerminal(SCRIPTED, scenario, "chat", *arguments, XDG_CONFIG_HOME=str(tmp_path))
-        chat.expect("Ctrl-D leaves.")
-        return chat
-
-    return run
 
 
 def test_each_line_of_a_pipe_is_a_turn_and_only_answers_go_to_stdout(macmoe):
@@ -84,7 +71,13 @@ def _none():
         ("/load README.md", "README.md: not a saved conversation"),
         ("/save README.md", "README.md: not a saved conversation"),
         ("/thinking loud", "DeepSeek-V3.1 has no thinking='loud'; it accepts off, on, low, medium, high"),
-        ("/budget many", "a budget is a number of tokens or -, not 'many'"),
+        ("/budget many", "thinking_budget: 'many' is not a valid integer range; `-` takes a setting back"),
+        ("/set top_p 2", "top_p: 2.0 is not in the range 0<x<=1; `-` takes a setting back"),
+        ("/set temperature nan", "temperature: nan is no finite number; `-` takes a setting back"),
+        ("/set temprature 1", "there is no setting 'temprature'; did you mean 'temperature'?"),
+        ("/set thinking loud", "DeepSeek-V3.1 has no thinking='loud'"),
+        ("/copy", "there is no answer yet"),
+        ("/exot", "/exot is no command; did you mean '/exit'?"),
         ('"""never ends', "the input ends inside a message; it was not sent"),
     ],
 )
@@ -224,7 +217,7 @@ def test_a_conversation_on_a_terminal(terminal, tmp_path):
         chat.type("/retrry\r")
         chat.expect("error: /retrry is no command; did you mean '/retry'?")
         chat.type("\x03")
-        chat.expect("stopped; Ctrl-D leaves")
+        chat.expect("Ctrl-C again leaves")
         chat.type("\x1b[200~/system one\ntwo\x1b[201~\r")
         chat.expect("system: one\r\ntwo")
         assert chat.leave() == 0
