@@ -13,12 +13,12 @@ from macmoe.cli.quality import own_words
 from macmoe.cli.terminal import note, progress_bar, size
 from macmoe.config import load_json
 from macmoe.defaults import Defaults
+from macmoe.device import memory_limit
 from macmoe.errors import MemoryLimitError, UsageError
 from macmoe.families import family_of
 from macmoe.session import Session, load_model
 from macmoe.shards import Shards
 from macmoe.tokenizer import Tokenizer
-from macmoe.tuning.plan import memory_limit
 from macmoe_converters import LEARNED, Conversion, open_conversion
 from macmoe_converters.draft import draft_folder
 from macmoe_converters.learned import BATCH, learn

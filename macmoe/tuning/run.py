@@ -13,6 +13,7 @@ from macmoe.adapters.attach import attach, select
 from macmoe.chat.format import Thinking
 from macmoe.chat.messages import Message
 from macmoe.checkpoint import WeightSource, packed_paths, parameters_of
+from macmoe.device import memory_limit
 from macmoe.errors import UsageError
 from macmoe.families import Family, Model, family_of
 from macmoe.location import find_model
@@ -22,7 +23,7 @@ from macmoe.sampling import SamplingOptions
 from macmoe.session import Session, load, open_weights
 from macmoe.tuning.config import RunOptions, TrainOptions
 from macmoe.tuning.data import find_files
-from macmoe.tuning.plan import Estimate, Settings, check_fits, memory_limit
+from macmoe.tuning.plan import Estimate, Settings, check_fits
 from macmoe.tuning.prepare import Prepared, prepare
 from macmoe.tuning.records import Question
 from macmoe.tuning.replies import ask
