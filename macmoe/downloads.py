@@ -106,7 +106,13 @@ def download(repo: str, files: tuple[str, ...], *, kind: str = "model") -> Path:
     try:
         below = ["*/*"] if kind == "model" else None
         return Path(
-            snapshot_download(repo, repo_type=kind, allow_patterns=list(files), ignore_patterns=below)
+            snapshot_download(
+                repo,
+                repo_type=kind,
+                allow_patterns=list(files),
+                ignore_patterns=below,
+                local_files_only=is_offline(),
+            )
         )
     except Exception as error:
         reason = _reason(error, kind)
@@ -118,9 +124,8 @@ def download(repo: str, files: tuple[str, ...], *, kind: str = "model") -> Path:
 def _reason(error: Exception, kind: str) -> str | None:
     """Say why a download failed, and what to do; None: for no reason that a network or a disk gives."""
     from huggingface_hub import errors  # noqa: PLC0415
-    from huggingface_hub.constants import HF_HUB_OFFLINE  # noqa: PLC0415
 
-    away = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else "the hub cannot be reached"
+    away = "HF_HUB_OFFLINE is set" if is_offline() else "the hub cannot be reached"
     reasons: dict[type[Exception], str] = {
         errors.GatedRepoError: "access must be asked for on its page, then log in with `hf auth login`",
         errors.RepositoryNotFoundError: f"the hub has no such {kind}, or it is private",

@@ -191,13 +191,13 @@ def describe(
     )
 
 
-def shapes_of(config_data: Mapping[str, Any]) -> tuple[dict[str, tuple[int, ...]], set[str]]:
+def shapes_of(config_data: Mapping[str, Any], where: str) -> tuple[dict[str, tuple[int, ...]], set[str]]:
     """Return the shape of every parameter of a configuration's model, and the paths of what can be packed.
 
     Raises:
         ConfigError: The configuration is not one of a supported family.
     """
-    model = family_of(config_data, CONFIG).build(config_data, CONFIG)
+    model = family_of(config_data, where).build(config_data, where)
     return _shapes(model), {path for path, module in model.named_modules() if type(module) in PACKED}
 
 

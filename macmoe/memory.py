@@ -92,15 +92,16 @@ class Estimator:
 
     Args:
         config: Its config.json.
+        where: What to call it in errors.
 
     Raises:
         ConfigError: The configuration is not one of a supported family.
     """
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self._shapes, self._packable = shapes_of(config)
+    def __init__(self, config: Mapping[str, Any], where: str) -> None:
+        self._shapes, self._packable = shapes_of(config, where)
         self._source = _source_bits(config, self._packable)
-        described = describe("config.json", config)
+        described = describe(where, config)
         self._layers = described.layers
         self._cache = described.cache_bytes(min(CONTEXT, described.max_positions)) * _float_bits(config) // 16
 
@@ -147,7 +148,7 @@ def check_memory(
         MemoryLimitError: It does not fit; the message names a recipe with which it would.
         ConfigError: The configuration is not one of a supported family.
     """
-    estimator, limit = Estimator(config), memory_limit()
+    estimator, limit = Estimator(config, name), memory_limit()
     need = estimator.need(recipe, loaded=loaded)
     if need.total <= limit:
         return need

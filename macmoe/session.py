@@ -10,7 +10,8 @@ Events are those of macmoe.chat.events, and one Stats at the end.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,12 +26,12 @@ from macmoe.chat.messages import Message
 from macmoe.checkpoint import Checkpoint, WeightSource, is_macmoe_folder, load_weights
 from macmoe.constraint import WordConstraint
 from macmoe.conversation import MAX_TOKENS, Conversation, Settings
-from macmoe.converted import ready
+from macmoe.converted import KEEP
 from macmoe.defaults import Defaults
 from macmoe.errors import UsageError
 from macmoe.families import Family, Model, family_of
 from macmoe.generate import Progress
-from macmoe.location import find_model
+from macmoe.opening import Wish, prepare
 from macmoe.prompt_cache import PromptCache
 from macmoe.sampling import Sampler, SamplingOptions
 from macmoe.tokenizer import Tokenizer
@@ -38,6 +39,8 @@ from macmoe.tools import ToolLike, declarations
 
 if TYPE_CHECKING:
     from macmoe.adapters.attach import Adapter
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
@@ -51,27 +54,35 @@ def _dtype(name: str | None) -> mx.Dtype | None:
     return DTYPES[name]
 
 
-def open_weights(folder: Path) -> WeightSource:
-    """Open a model folder in any known layout."""
-    if is_macmoe_folder(folder):
+def open_weights(folder: Path, recipe: str = KEEP) -> WeightSource:
+    """Open a model folder in any known layout, as a recipe of `macmoe_converters.RECIPES` packs it."""
+    if is_macmoe_folder(folder) and recipe == KEEP:
         return Checkpoint(folder)
     from macmoe_converters import open_conversion  # noqa: PLC0415 - not needed for macmoe's own layout
 
-    return open_conversion(folder)
+    return open_conversion(folder, recipe=recipe)
 
 
-def load_model(folder: Path, dtype: str | None = None) -> tuple[Family, Model]:
+def load_model(
+    folder: Path, dtype: str | None = None, recipe: str = KEEP, progress: Progress | None = None
+) -> tuple[Family, Model]:
     """Load the weights of a folder; layouts other than macmoe's are converted on the way.
+
+    Args:
+        folder: The folder.
+        dtype: See `load`.
+        recipe: How matrices are packed on the way.
+        progress: Called with the bytes of weights loaded so far and in all.
 
     Raises:
         ConfigError: The configuration is invalid or describes an unsupported model.
         CheckpointError: The weights are missing, damaged, or do not fit the model.
     """
     wanted = _dtype(dtype)
-    source = open_weights(folder)
+    source = open_weights(folder, recipe)
     family = family_of(source.config, str(folder / "config.json"))
     model = family.build(source.config, str(folder / "config.json"))
-    load_weights(model, source, dtype=wanted)
+    load_weights(model, source, dtype=wanted, progress=progress)
     return family, model
 
 
@@ -80,22 +91,34 @@ def load(
     dtype: str | None = None,
     adapter: str | Path | None = None,
     progress: Progress | None = None,
+    *,
+    quantize: str | None = None,
+    force: bool = False,
+    loading: Progress | None = None,
+    announce: Callable[[str], None] = logger.info,
 ) -> Session:
     """Load a model; a large one in another layout is converted first, once (`macmoe.converted`).
 
     Args:
-        path_or_repo: A local folder in macmoe, hub or mlx-lm layout, a hub id, or a built-in model such as
-            "tiny:qwen3".
+        path_or_repo: A local folder in macmoe, hub or mlx-lm layout, a hub id, a short name such as
+            "gpt-oss-20b", or a built-in model such as "tiny:qwen3"; a recipe may stand behind a colon.
         dtype: "float32", "bfloat16" or "float16"; by default the checkpoint's, on a CPU float32.
         adapter: A folder with an adapter of macmoe, PEFT or mlx-lm to answer with, see `Session.use_adapter`.
         progress: Called, while a model is converted, with the bytes written so far and in all.
+        quantize: A recipe of `macmoe convert --quantize`, such as "4bit"; None: as the checkpoint is packed.
+        force: Go on where memory or disk are too small for the model.
+        loading: Called with the bytes of weights loaded so far and in all.
+        announce: Called with a line before a download or a conversion; otherwise it is logged.
 
     Raises:
+        MemoryLimitError: The model does not fit into the memory of this machine.
         MacmoeError: The model or the adapter does not exist, is unsupported or damaged.
     """
-    folder = ready(find_model(str(path_or_repo)), progress)
+    wish = Wish(recipe=quantize, force=force, announce=announce, converting=progress)
+    opened = prepare(str(path_or_repo), wish)
+    folder = opened.folder
     defaults, tokenizer = Defaults.read(folder), Tokenizer.from_folder(folder)  # small, so refused first
-    session = Session(*load_model(folder, dtype), tokenizer, defaults)
+    session = Session(*load_model(folder, dtype, opened.recipe, loading), tokenizer, defaults)
     if adapter is not None:
         session.use_adapter(adapter)
     return session

@@ -10,7 +10,7 @@ import click
 from macmoe.bench.measure import Plan
 from macmoe.bench.run import PEER, SIZES, Subject, Work, run
 from macmoe.cli.bench_report import show
-from macmoe.cli.loading import open_session
+from macmoe.cli.loading import open_session, opening_options
 from macmoe.cli.options import Finite, cache_bits_option, check_file, check_plot, no_kernels_option
 from macmoe.cli.shapes import check_memory
 from macmoe.cli.terminal import progress_bar
@@ -38,6 +38,7 @@ FILE = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
 @click.option("--plot", "plot_file", type=FILE, callback=check_plot, help="Draw into a PNG or SVG file.")
 @cache_bits_option
 @no_kernels_option
+@opening_options
 def command(*, model_name: str | None, shape: str | None, layers: int | None, **how: Any) -> None:
     """Measure speed, memory and kernels, also beside mlx-lm.
 

@@ -13,7 +13,7 @@ import click
 from macmoe.cli import Failure, describe
 from macmoe.cli.editor import agrees, line_editor, piped_line, read_message
 from macmoe.cli.events import show
-from macmoe.cli.loading import open_session
+from macmoe.cli.loading import open_session, opening_options
 from macmoe.cli.options import (
     answer_options,
     cache_bits_option,
@@ -45,6 +45,7 @@ WELCOME = "{model}. /help lists the commands, Ctrl-C stops an answer, Ctrl-D lea
 
 @click.command()
 @answer_options
+@opening_options
 @cache_option
 @cache_bits_option
 @no_kernels_option

@@ -13,7 +13,7 @@ import click
 
 from macmoe.chat.messages import check_tools
 from macmoe.cli.events import WRITERS, collect, show
-from macmoe.cli.loading import open_session
+from macmoe.cli.loading import open_session, opening_options
 from macmoe.cli.options import (
     adapter_option,
     answer_options,
@@ -42,6 +42,7 @@ NOT_RAW = ("system", "thinking", "thinking_budget", "max_answer_tokens")
 @click.command()
 @click.argument("prompt", required=False)
 @answer_options
+@opening_options
 @adapter_option
 @click.option(
     "--tools",

@@ -11,8 +11,7 @@ import macmoe
 from macmoe.adapters.opening import open_adapter
 from macmoe.cli.options import Finite
 from macmoe.cli.terminal import note, read_text, table
-from macmoe.converted import ready
-from macmoe.location import find_model
+from macmoe.opening import prepare
 from macmoe.session import open_weights
 from macmoe.tuning.fuse import Precision, check_free, fuse, record, stored_types, write_fused
 
@@ -42,8 +41,9 @@ def command(
 ) -> None:
     """Write the model with ADAPTER in its weights, and measure what is left of the adapter's effect."""
     check_free(out)
-    folder = ready(find_model(model_name))
-    session, source = macmoe.load(folder), open_weights(folder)
+    opened = prepare(model_name)
+    folder = opened.folder
+    session, source = macmoe.load(model_name), open_weights(folder, opened.recipe)
     found = open_adapter(adapter, session.model, session.family.name)
     tokens = session.tokenizer.encode(read_text(text))[:LONGEST]
     modules, effects = fuse(

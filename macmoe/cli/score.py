@@ -7,7 +7,7 @@ from typing import TextIO
 
 import click
 
-from macmoe.cli.loading import open_session
+from macmoe.cli.loading import open_session, opening_options
 from macmoe.cli.options import no_kernels_option
 from macmoe.cli.terminal import read_text, table
 from macmoe.errors import UsageError
@@ -26,6 +26,7 @@ from macmoe.scoring import Comparison, Score, compare, score
 @click.option("--file", "text_file", type=click.File(encoding="utf-8"), help="Score the text in this file.")
 @click.option("--against", "other_name", metavar="OTHER", help="Compare with this model on the same tokens.")
 @no_kernels_option
+@opening_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every token's log-probability.")
 def command(
     *,
