@@ -91,7 +91,7 @@ def _files(folder: Path) -> Iterator[tuple[str, int, str | int]]:
             yield entry.name, about.st_size, blob
 
 
-def _key(folder: Path, recipe: str) -> str | None:
+def key_of(folder: Path, recipe: str) -> str | None:
     """Return the name of a folder's conversion, or None where the weights, or some of them, are gone."""
     try:
         files = list(_files(folder))
@@ -117,7 +117,7 @@ def find(source: str, folder: Path | None, recipe: str = KEEP) -> Path | None:
     root = cache_folder()
     if root is None:
         return None
-    key = _key(folder, recipe) if folder else None
+    key = key_of(folder, recipe) if folder else None
     if key is not None:
         return root / key if is_macmoe_folder(root / key) else None
     return _of_lost_source(root, source, recipe)
@@ -175,7 +175,7 @@ def ready(
     found = find(source_of(folder), folder, recipe)
     if found is not None:
         return found
-    key = _key(folder, recipe)
+    key = key_of(folder, recipe)
     if key is None or stored_bytes(folder) < _threshold() or _lies_ready(folder, recipe):
         return folder
     return _convert(folder, root / key, recipe, progress, announce)

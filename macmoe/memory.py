@@ -14,21 +14,25 @@ from typing import Any
 
 import mlx.core as mx
 
-from macmoe.config import read_quantization
+from macmoe.config import Quantization, read_quantization
 from macmoe.device import memory_limit
-from macmoe.downloads import gib
+from macmoe.downloads import GIB, gib
 from macmoe.errors import MemoryLimitError
 from macmoe.inspection import HUB_PACKING, NOTHING, describe, shapes_of
 
 CONTEXT = 8192
 RESERVE = 1 << 30
+LARGEST_CACHE = 4 << 30  # of CONTEXT tokens, of any published model
 KEEP = "keep"
 # What a source's weights can grow to where they cannot stay packed: FP8 that is decoded to float32.
 MOST = 4
 # Packings that every device computes with; a refusal names one of these.
 COMMON = "affine"
 
-Bits = Callable[[str, tuple[int, ...]], float]  # path, shape -> bits per weight
+# How MLX keeps what the hub has packed: method -> packing, where it is kept packed.
+MXFP4 = Quantization(group_size=32, bits=4, mode="mxfp4")
+MXFP8 = Quantization(group_size=32, bits=8, mode="mxfp8")
+POWERS_OF_TWO = "ue8m0"  # the FP8 scales that MXFP8 has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,35 +60,29 @@ def _float_bits(config: Mapping[str, Any]) -> int:
     return 32 if config.get("dtype", config.get("torch_dtype")) == "float32" else 16
 
 
-def _source_bits(config: Mapping[str, Any], packable: set[str]) -> Bits:
-    """Return how many bits each weight of a source has once it is loaded, as far as its config.json tells."""
-    plain = _float_bits(config)
-    top = read_quantization(config)[0]
+def _kept_packing(config: Mapping[str, Any]) -> tuple[Quantization | None, str]:
+    """Return how MLX keeps what the hub has packed, and the pattern of those parameters; None: decoded."""
     settings = config.get("quantization_config") or {}
-    packed, pattern = HUB_PACKING.get(str(settings.get("quant_method")), NOTHING)
-    if settings.get("quant_method") == "fp8":  # MXFP8, where scales are powers of two; else float32
-        packed = 8.25 if settings.get("scale_fmt") == "ue8m0" else 32
-
-    def bits(path: str, shape: tuple[int, ...]) -> float:
-        if top is not None and path in packable:
-            return top.bits_per_weight
-        return packed if len(shape) > 1 and re.search(pattern, f"{path}.weight") else plain
-
-    return bits
+    method = str(settings.get("quant_method"))
+    _, pattern = HUB_PACKING.get(method, NOTHING)
+    if method == "fp8":
+        return (MXFP8 if settings.get("scale_fmt") == POWERS_OF_TWO else None), pattern
+    return MXFP4, pattern
 
 
-def _with_recipe(recipe: str, layers: int, source: Bits, packable: set[str]) -> Bits:
-    """Return the bits of each weight under a recipe; what is packed smaller already stays."""
+def _recipe(name: str, layers: int) -> Callable[[str, int], Quantization | None]:
+    """Return how a recipe packs the matrix at a path, with rows of a width."""
+    if name == KEEP:
+        return lambda _, __: None
     from macmoe_converters.recipes import RECIPES, Recipe, suitable  # noqa: PLC0415 - not for loading as it is
 
-    choose = Recipe(name=recipe, table=RECIPES[recipe], paths={}, layers=layers)
+    recipe = Recipe(name=name, table=RECIPES[name], paths={}, layers=layers)
 
-    def bits(path: str, shape: tuple[int, ...]) -> float:
-        how = choose(path) if path in packable else None
-        fitting = suitable(how, shape[-1]) if how else None
-        return min(source(path, shape), fitting.bits_per_weight) if fitting else source(path, shape)
+    def choose(path: str, width: int) -> Quantization | None:
+        how = recipe(path)
+        return suitable(how, width) if how else None
 
-    return bits
+    return choose
 
 
 class Estimator:
@@ -93,30 +91,48 @@ class Estimator:
     Args:
         config: Its config.json.
         where: What to call it in errors.
+        float_bits: Of a weight that is not packed; None: as this machine computes with it.
 
     Raises:
         ConfigError: The configuration is not one of a supported family.
     """
 
-    def __init__(self, config: Mapping[str, Any], where: str) -> None:
+    def __init__(self, config: Mapping[str, Any], where: str, float_bits: int | None = None) -> None:
+        self._config = config
+        self._float_bits = float_bits or _float_bits(config)
         self._shapes, self._packable = shapes_of(config, where)
-        self._source = _source_bits(config, self._packable)
         described = describe(where, config)
         self._layers = described.layers
-        self._cache = described.cache_bytes(min(CONTEXT, described.max_positions)) * _float_bits(config) // 16
+        self._cache = described.cache_bytes(min(CONTEXT, described.max_positions)) * self._float_bits // 16
+
+    def packings(self, recipe: str = KEEP) -> dict[str, Quantization]:
+        """Return how each matrix is packed once it is loaded, by path."""
+        top = read_quantization(self._config)[0]
+        kept, pattern = _kept_packing(self._config)
+        choose = _recipe(recipe, self._layers)
+        found: dict[str, Quantization] = {}
+        for path in self._packable:
+            source = kept if re.search(pattern, f"{path}.weight") else top
+            how = choose(path, self._shapes[f"{path}.weight"][-1])
+            smallest = min(filter(None, (source, how)), key=lambda each: each.bits_per_weight, default=None)
+            if smallest is not None:
+                found[path] = smallest
+        return found
 
     def need(self, recipe: str = KEEP, *, loaded: int | None = None) -> Need:
         """Estimate what the model takes under a recipe, or with `loaded` bytes of weights."""
-        if loaded is not None:
-            return Need(weights=loaded, cache=self._cache)
-        bits = self._source
-        if recipe != KEEP:
-            bits = _with_recipe(recipe, self._layers, self._source, self._packable)
-        each = (
-            math.prod(shape) * bits(name.removesuffix(".weight"), shape)
-            for name, shape in self._shapes.items()
-        )
-        return Need(weights=round(sum(each) / 8), cache=self._cache)
+        if loaded is None:
+            packings = self.packings(recipe)
+            loaded = round(sum(self._bits(name, packings) for name in self._shapes) / 8)
+        return Need(weights=loaded, cache=self._cache)
+
+    def _bits(self, name: str, packings: Mapping[str, Quantization]) -> float:
+        shape, how = self._shapes[name], packings.get(name.removesuffix(".weight"))
+        if how is not None and name.endswith(".weight"):
+            return math.prod(shape) * how.bits_per_weight
+        kept, pattern = _kept_packing(self._config)
+        decoded = kept is None and len(shape) > 1 and re.search(pattern, name)
+        return math.prod(shape) * (32 if decoded else self._float_bits)
 
     def fitting(self, limit: int) -> tuple[str, Need] | None:
         """Return the recipe that keeps the most bits and fits; None: none does."""
@@ -163,6 +179,15 @@ def check_memory(
     )
 
 
-def surely_fits(stored: int) -> bool:
-    """Return whether weights of this size fit whatever becomes of them: nothing has to be estimated."""
-    return 2 * MOST * (stored + RESERVE) < memory_limit()
+def surely_fits(stored: int, *, grows: bool = True) -> bool:
+    """Return whether weights fit whatever the rest of their configuration says: nothing has to be estimated.
+
+    Args:
+        stored: Bytes of the files of weights.
+        grows: Whether they may be decoded while they are loaded.
+    """
+    times = MOST if grows else 1
+    if mx.default_device() == mx.Device(mx.cpu):
+        times *= 2
+    spare = LARGEST_CACHE if stored > GIB else GIB
+    return times * stored + spare + RESERVE < memory_limit()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from macmoe.checkpoint import is_macmoe_folder
 from macmoe.config import load_config
 from macmoe.converted import KEEP, Progress, find, ready, source_of, stored_bytes
 from macmoe.downloads import Announce, announce_download, download, listing
@@ -18,7 +19,7 @@ from macmoe.errors import CheckpointError, UsageError
 from macmoe.folders import check_links
 from macmoe.hub_cache import is_offline
 from macmoe.inspection import published_config
-from macmoe.location import BUILT_IN, EVERYTHING, Place, locate
+from macmoe.location import BUILT_IN, EVERYTHING, Place, find_model, locate
 from macmoe.memory import check_memory, surely_fits
 
 logger = logging.getLogger(__name__)
@@ -106,6 +107,22 @@ def prepare(name: str, wish: Wish | None = None) -> Opened:
     return Opened(folder=loads, recipe=recipe if loads == folder else KEEP)
 
 
+def model_files(name: str, files: tuple[str, ...]) -> Path:
+    """Return a folder with some files of a model, which are downloaded if they are nowhere on this machine.
+
+    Args:
+        name: As `prepare` takes it.
+        files: Patterns of the files, for example all but the weights.
+
+    Raises:
+        CheckpointError: There is no such model, or the hub cannot be reached.
+    """
+    name, recipe = split_recipe(name)
+    place = locate(name, files)
+    kept = None if place.folder else find(_source(place), None, recipe)
+    return kept or find_model(name, files)
+
+
 def pull(name: str, wish: Wish) -> Opened:
     """Bring the hub's newest state of a model to this machine, and convert it.
 
@@ -154,7 +171,7 @@ def _check_folder(name: str, folder: Path, recipe: str, wish: Wish) -> None:
         stored = stored_bytes(folder)
     except OSError:
         return  # said by whoever opens it
-    if not (wish.force or surely_fits(stored)):
+    if not (wish.force or surely_fits(stored, grows=not is_macmoe_folder(folder))):
         _check(name, load_config(folder), recipe, stored)
 
 

@@ -9,8 +9,11 @@ import click
 from macmoe.cli.options import cache_bits_option
 from macmoe.cli.terminal import size, table
 from macmoe.inspection import Architecture, describe, find_config
+from macmoe.memory import KEEP, Estimator
+from macmoe.opening import split_recipe
 
 UNKNOWN = NONE = "-"
+STORED_BITS = 16  # of a weight that a recipe does not pack
 
 
 @click.command()
@@ -32,14 +35,24 @@ def command(
     """Compare architectures, parameters and memory side by side.
 
     MODEL is a folder, a hub id, a built-in model (tiny:qwen3), or the name of a published model such as
-    gpt-oss-20b, qwen3-30b-a3b or deepseek-v3, for which nothing is downloaded.
+    gpt-oss-20b, qwen3-30b-a3b or deepseek-v3, for which nothing is downloaded. With a recipe behind a colon
+    (qwen3-30b-a3b:4bit) it is described as that would pack it.
     """
-    described = [describe(name, *find_config(name), cache_bits) for name in models]
+    described = [_described(name, cache_bits) for name in models]
     if as_json:
         click.echo(json.dumps([to_json(model, contexts) for model in described], indent=2))
     else:
         columns = [to_text(model, contexts) for model in described]
         click.echo(table([(label, *(column[label] for column in columns)) for label in columns[0]]))
+
+
+def _described(name: str, cache_bits: int | None) -> Architecture:
+    """Describe a model; with a recipe behind its name, as large as it would be stored then."""
+    plain, recipe = split_recipe(name)
+    config, stored = find_config(plain)
+    if recipe != KEEP:
+        stored = Estimator(config, name, STORED_BITS).need(recipe).weights
+    return describe(name, config, stored, cache_bits)
 
 
 def to_text(model: Architecture, contexts: tuple[int, ...]) -> dict[str, str]:

@@ -20,7 +20,7 @@ macmoe pull qwen3-30b-a3b --quantize 4bit
 @quantize_option
 @force_option
 def command(*, model_name: str) -> None:
-    """Download and convert MODEL, so that its first use begins at once.
+    """Download and convert a model ahead of its first use.
 
     MODEL is a short name (gpt-oss-20b, qwen3-30b-a3b, ...), a hub id or a folder. What is on this machine is
     used; the hub is asked for a newer version. What was stopped is continued by the same command.
