@@ -12,7 +12,7 @@ import click
 
 from macmoe.bench.machine import OK, WRONG, Checked, Machine, check, kernels_off, this_machine
 from macmoe.bench.weights import random_model, shortened
-from macmoe.cli.loading import open_session
+from macmoe.cli.loading import open_session, opening_options
 from macmoe.cli.options import cache_bits_option, no_kernels_option
 from macmoe.cli.shapes import check_memory
 from macmoe.cli.terminal import note, size
@@ -20,12 +20,14 @@ from macmoe.decoding.examination import Check, Verdict
 from macmoe.decoding.launches import Judged, KernelCheck
 from macmoe.families import Model
 from macmoe.inspection import find_config
-from macmoe.location import BUILT_IN, find_model
+from macmoe.location import BUILT_IN, locate
+from macmoe.opening import split_recipe
 
 BYTES_FROM = 1 << 20  # limits of the device from here on are bytes
 
 
 @click.command()
+@opening_options
 @click.option("--model", "names", multiple=True, help="Check these instead of the built-in models; repeat.")
 @click.option("--shape", "shapes", multiple=True, help="Check random weights in a published shape; repeat.")
 @click.option("--layers", type=click.IntRange(min=1), help="Only the first layers of each --shape.")
@@ -55,7 +57,7 @@ def command(
     subjects = _subjects(names, {shape: shortened(config, layers) for shape, config in configs.items()})
     machine, off = this_machine(), kernels_off()
     for name in names:
-        find_model(name)  # a wrong name is an error where nothing is checked, too
+        locate(split_recipe(name)[0])  # a wrong name is an error where nothing is checked, too
     for shape, config in ({} if off else configs).items():
         check_memory(shape, config, layers)
     checked = _checked({} if off else subjects, fresh=fresh, cache_bits=cache_bits)

@@ -6,6 +6,7 @@ import json
 
 import click
 
+from macmoe.cli.loading import offline_option
 from macmoe.cli.options import cache_bits_option
 from macmoe.cli.terminal import size, table
 from macmoe.inspection import Architecture, describe, find_config
@@ -17,6 +18,7 @@ STORED_BITS = 16  # of a weight that a recipe does not pack
 
 
 @click.command()
+@offline_option
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @click.option(
     "--context",

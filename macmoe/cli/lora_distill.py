@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from macmoe.cli.loading import open_session
+from macmoe.cli.loading import open_session, opening_options
 from macmoe.cli.options import THINKING, Finite, adapter_option
 from macmoe.cli.terminal import note, progress_bar, table
 from macmoe.sampling import SamplingOptions
@@ -25,6 +25,7 @@ SAMPLING = ("temperature", "top_p", "top_k", "seed")
 
 
 @click.command()
+@opening_options
 @click.argument("questions")
 @click.option(
     "--model", "model_name", default="tiny:qwen3", show_default=True, help="Folder, hub id or tiny:..."

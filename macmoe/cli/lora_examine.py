@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from macmoe.cli.loading import open_session
+from macmoe.cli.loading import open_session, opening_options
 from macmoe.cli.options import adapter_option
 from macmoe.cli.terminal import note, progress_bar, table
 from macmoe.tuning.data import read_dataset
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
+@opening_options
 @click.argument("questions")
 @click.option(
     "--model", "model_name", default="tiny:qwen3", show_default=True, help="Folder, hub id or tiny:..."

@@ -9,6 +9,7 @@ import click
 
 from macmoe.adapters.opening import open_adapter
 from macmoe.adapters.peft_export import ExpertLayout, export_peft
+from macmoe.cli.loading import offline_option
 from macmoe.cli.terminal import note
 from macmoe.errors import UsageError
 from macmoe.tuning.run import empty_model
@@ -19,6 +20,7 @@ macmoe lora export adapters/chats --model Qwen/Qwen3-30B-A3B --out chats-peft
 
 
 @click.command(epilog=EXAMPLE)
+@offline_option
 @click.argument("adapter", type=click.Path(path_type=Path))
 @click.option("--model", "model_name", required=True, help="The adapted model: folder, hub id or tiny:...")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder to make.")

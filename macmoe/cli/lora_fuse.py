@@ -9,6 +9,7 @@ import click
 
 import macmoe
 from macmoe.adapters.opening import open_adapter
+from macmoe.cli.loading import offline_option
 from macmoe.cli.options import Finite
 from macmoe.cli.terminal import note, read_text, table
 from macmoe.opening import prepare
@@ -23,6 +24,7 @@ LONGEST = 256  # tokens whose distributions are held at once
 
 
 @click.command(epilog=EXAMPLE)
+@offline_option
 @click.argument("adapter", type=click.Path(path_type=Path))
 @click.option("--model", "model_name", required=True, help="The adapted model: folder, hub id or tiny:...")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder to make.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from macmoe.cli.loading import offline_option
 from macmoe.cli.lora_options import run_options
 from macmoe.cli.options import Finite
 from macmoe.cli.terminal import size, table
@@ -26,6 +27,7 @@ macmoe lora plan --model tiny:gpt-oss --targets attention,experts --rank 4
 
 
 @click.command(epilog=EXAMPLE)
+@offline_option
 @functools.partial(run_options, reads_data=False)
 @click.option(
     "--memory",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from macmoe.cli.loading import offline_option
 from macmoe.cli.terminal import note, printable, table
 from macmoe.tuning.batch import KINDS
 from macmoe.tuning.masks import EmptyThinking
@@ -44,6 +45,7 @@ class Preview:
 
 
 @click.command()
+@offline_option
 @click.argument("data")
 @click.option("--model", "model_name", default="tiny:qwen3", show_default=True, help="Whose format to use.")
 @click.option(

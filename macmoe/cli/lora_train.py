@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from macmoe.cli.loading import offline_option
 from macmoe.cli.lora_options import run_options
 from macmoe.cli.lora_plan import plan_rows
 from macmoe.cli.terminal import note, printable, progress_bar, table
@@ -26,6 +27,7 @@ macmoe generate --model tiny:qwen3 --adapter adapters/chats "What is 17 + 25?"
 
 
 @click.command(epilog=EXAMPLE)
+@offline_option
 @run_options
 @click.option("--resume", is_flag=True, help="Go on with the run in the folder, exactly.")
 def command(*, options: RunOptions, resume: bool) -> None:
