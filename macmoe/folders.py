@@ -22,6 +22,7 @@ ADAPTERS = {
 }
 ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+READ = (".json", ".safetensors", ".jinja", ".txt")  # of a model's files, those that are read
 DEPTH = 3  # how far below a folder models are looked for
 LOOKED_AT = 2000  # folders, so that a whole disk is not searched
 NAMED = 8
@@ -75,7 +76,8 @@ def check_links(folder: Path) -> None:
     Raises:
         CheckpointError: There is such a link; the message says how to repair it.
     """
-    broken = sorted(entry.name for entry in folder.iterdir() if entry.is_symlink() and not entry.exists())
+    links = (entry for entry in folder.iterdir() if entry.is_symlink() and entry.suffix in READ)
+    broken = sorted(entry.name for entry in links if not entry.exists())
     if broken:
         repo = repo_of(folder)
         repair = f"`macmoe pull {repo}` downloads it again" if repo else "put the file back"

@@ -69,7 +69,7 @@ def locate(name: str, files: tuple[str, ...] = EVERYTHING) -> Place:
             )
         return Place(name=name, folder=ASSETS / BUILT_IN[name], repo=None)
     path = Path(name).expanduser()
-    if path.exists():
+    if path.is_dir() or (path.exists() and published(name) is None):
         folder = model_folder(path) if path.is_dir() else weights_folder(path)
         return Place(name=name, folder=folder, repo=repo_of(folder.absolute()))
     repo = repo_named(name)

@@ -15,17 +15,13 @@ from typing import Any
 import mlx.core as mx
 
 from macmoe.config import Quantization, read_quantization
-from macmoe.device import memory_limit
-from macmoe.downloads import GIB, gib
+from macmoe.device import RESERVE, memory_limit
+from macmoe.downloads import gib
 from macmoe.errors import MemoryLimitError
 from macmoe.inspection import HUB_PACKING, NOTHING, describe, shapes_of
 
 CONTEXT = 8192
-RESERVE = 1 << 30
-LARGEST_CACHE = 4 << 30  # of CONTEXT tokens, of any published model
 KEEP = "keep"
-# What a source's weights can grow to where they cannot stay packed: FP8 that is decoded to float32.
-MOST = 4
 # Packings that every device computes with; a refusal names one of these.
 COMMON = "affine"
 
@@ -177,17 +173,3 @@ def check_memory(
         f"tokens and {gib(RESERVE)} to work with are {gib(need.total)}, and {gib(limit)} of memory can be "
         f"used; {way}; --force tries all the same"
     )
-
-
-def surely_fits(stored: int, *, grows: bool = True) -> bool:
-    """Return whether weights fit whatever the rest of their configuration says: nothing has to be estimated.
-
-    Args:
-        stored: Bytes of the files of weights.
-        grows: Whether they may be decoded while they are loaded.
-    """
-    times = MOST if grows else 1
-    if mx.default_device() == mx.Device(mx.cpu):
-        times *= 2
-    spare = LARGEST_CACHE if stored > GIB else GIB
-    return times * stored + spare + RESERVE < memory_limit()

@@ -14,13 +14,12 @@ from typing import Any
 from macmoe.checkpoint import is_macmoe_folder
 from macmoe.config import load_config
 from macmoe.converted import KEEP, Progress, find, ready, source_of, stored_bytes
+from macmoe.device import surely_fits
 from macmoe.downloads import Announce, announce_download, download, listing
 from macmoe.errors import CheckpointError, UsageError
 from macmoe.folders import check_links
 from macmoe.hub_cache import is_offline
-from macmoe.inspection import published_config
 from macmoe.location import BUILT_IN, EVERYTHING, Place, find_model, locate
-from macmoe.memory import check_memory, surely_fits
 
 logger = logging.getLogger(__name__)
 
@@ -156,13 +155,15 @@ def fetch(repo: str, recipe: str, wish: Wish) -> Path:
         if not weights:
             raise CheckpointError(f"{repo}: the hub's repository has no model*.safetensors in its top folder")
         if not (wish.force or surely_fits(weights)):
-            _check(repo, published_config(repo) or _config_of(repo), recipe, weights)
+            _check(repo, _config_of(repo), recipe, weights)
         announce_download(repo, found, wish.announce, force=wish.force)
     return download(repo, EVERYTHING)
 
 
 def _config_of(repo: str) -> Mapping[str, Any]:
-    return load_config(download(repo, (CONFIG,)))
+    from macmoe.inspection import published_config  # noqa: PLC0415 - only for what may be too large
+
+    return published_config(repo) or load_config(download(repo, (CONFIG,)))
 
 
 def _check_folder(name: str, folder: Path, recipe: str, wish: Wish) -> None:
@@ -177,5 +178,7 @@ def _check_folder(name: str, folder: Path, recipe: str, wish: Wish) -> None:
 
 def _check(name: str, config: Mapping[str, Any], recipe: str, stored: int) -> None:
     """Refuse a model that does not fit; what MLX has packed stays as large as it is stored."""
+    from macmoe.memory import check_memory  # noqa: PLC0415 - only for what may be too large
+
     packed = recipe == KEEP and bool(config.get("quantization"))
     check_memory(name, config, recipe, loaded=stored if packed else None)

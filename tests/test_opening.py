@@ -11,10 +11,11 @@ import pytest
 import macmoe
 from macmoe import converted, opening
 from macmoe.checkpoint import parameters_of
+from macmoe.device import RESERVE
 from macmoe.downloads import Listing
 from macmoe.errors import CheckpointError, MemoryLimitError, UsageError
 from macmoe.inspection import published_config
-from macmoe.memory import CONTEXT, RESERVE, Estimator
+from macmoe.memory import CONTEXT, Estimator
 from macmoe.opening import Wish, prepare, pull, split_recipe
 from macmoe.session import load_model
 from macmoe_converters import open_conversion
@@ -43,7 +44,8 @@ def asked(tmp_path, monkeypatch):
     monkeypatch.setattr(opening, "listing", listing)
     monkeypatch.setattr(opening, "download", download)
     monkeypatch.setattr("macmoe.downloads.free_at", lambda _: 100 * GIB)
-    monkeypatch.setattr("macmoe.memory.memory_limit", lambda: 24 * GIB)
+    for place in ("macmoe.memory", "macmoe.device"):
+        monkeypatch.setattr(f"{place}.memory_limit", lambda: 24 * GIB)
     return asked
 
 

@@ -101,8 +101,13 @@ def stages() -> Iterator[Callable[[str], Progress]]:
         yield stage
 
 
-def open_session(name: str, adapter: str | Path | None = None) -> Session:
+def open_session(name: str, adapter: str | Path | None = None, *, second: bool = False) -> Session:
     """Load a model; say what has to be downloaded or converted first.
+
+    Args:
+        name: The model.
+        adapter: The adapter to answer with.
+        second: Whether it is one that another is compared with: --quantize is not meant for it.
 
     Raises:
         MacmoeError: The model or the adapter does not exist, is unsupported, damaged or too large.
@@ -115,6 +120,6 @@ def open_session(name: str, adapter: str | Path | None = None) -> Session:
             progress=stage("converting"),
             loading=stage("loading"),
             announce=note,
-            quantize=how["recipe"],
+            quantize=None if second else how["recipe"],
             force=how["force"],
         )

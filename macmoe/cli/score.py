@@ -53,7 +53,7 @@ def command(
         scored = score(session.model, tokens)
         figures = _score_figures(scored)
     else:
-        compared = compare(session.model, open_session(other_name).model, tokens)
+        compared = compare(session.model, open_session(other_name, second=True).model, tokens)
         scored, figures = compared.score, _comparison_figures(compared)
     if as_json:
         click.echo(json.dumps({"tokens": tokens, "logprobs": scored.logprobs} | figures))
