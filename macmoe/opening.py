@@ -20,6 +20,7 @@ from macmoe.errors import CheckpointError, UsageError
 from macmoe.folders import check_links
 from macmoe.hub_cache import is_offline
 from macmoe.location import BUILT_IN, EVERYTHING, Place, find_model, locate
+from macmoe.shards import Shards
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,8 @@ def prepare(name: str, wish: Wish | None = None) -> Opened:
     if folder is None:
         folder = fetch(str(place.repo), recipe, wish)
     check_links(folder)
+    if not any(folder.glob("*.safetensors")):
+        Shards(folder)  # says what is there instead
     _check_folder(name, folder, recipe, wish)
     loads = ready(folder, wish.converting, recipe=recipe, announce=wish.announce)
     return Opened(folder=loads, recipe=recipe if loads == folder else KEEP)

@@ -36,6 +36,7 @@ def asked(tmp_path, monkeypatch):
     def download(repo, files):
         asked.append(f"{len(files)} kinds of files of {repo}")
         (tmp_path / "copy").mkdir(exist_ok=True)
+        (tmp_path / "copy" / "model.safetensors").touch()
         (tmp_path / "copy" / "config.json").write_text(json.dumps(published_config("qwen3-30b-a3b")))
         return tmp_path / "copy"
 
@@ -150,6 +151,17 @@ def test_estimated_weights_are_those_of_the_conversion(family, recipe):
     config = json.loads((HUB / family / "config.json").read_text())
     stored = sum(info.nbytes * (2 if info.dtype == "BF16" else 1) for info in conversion.infos.values())
     assert Estimator(config, "x").need(recipe).weights == pytest.approx(stored, rel=0.12)
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [("pytorch_model.bin", "the weights are pickles"), ("a.txt", "no model.*safetensors")],
+)
+def test_a_folder_without_weights_is_called_so_before_a_tokenizer_is_asked_for(tmp_path, file, message):
+    (tmp_path / "config.json").write_text((HUB / "qwen3" / "config.json").read_text())
+    (tmp_path / file).touch()
+    with pytest.raises(CheckpointError, match=message):
+        macmoe.load(tmp_path)
 
 
 def test_offline_without_a_copy_is_one_line(tmp_path, monkeypatch):

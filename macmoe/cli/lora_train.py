@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from macmoe.cli.loading import offline_option
+from macmoe.cli.loading import offline_option, stages
 from macmoe.cli.lora_options import run_options
 from macmoe.cli.lora_plan import plan_rows
 from macmoe.cli.terminal import note, printable, progress_bar, table
@@ -38,7 +38,9 @@ def command(*, options: RunOptions, resume: bool) -> None:
     check_run(options, resume=resume)
     note(table(plan_rows(plan_run(options))))
     with progress_bar("training") as progress_of:
-        trainer, remarks = open_run(options, functools.partial(_watch, progress_of), resume=resume)
+        with stages() as stage:
+            watch = functools.partial(_watch, progress_of)
+            trainer, remarks = open_run(options, watch, resume=resume, stage=stage)
         for remark in remarks:
             note(remark)
         progress = _run(trainer)

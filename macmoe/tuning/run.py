@@ -16,6 +16,7 @@ from macmoe.checkpoint import parameters_of
 from macmoe.device import memory_limit
 from macmoe.errors import UsageError
 from macmoe.families import Family, Model
+from macmoe.generate import Progress
 from macmoe.prompt_cache import fingerprint
 from macmoe.sampling import SamplingOptions
 from macmoe.session import Session, load
@@ -128,7 +129,11 @@ def check_run(options: RunOptions, *, resume: bool = False) -> None:
 
 
 def open_run(
-    options: RunOptions, watch: Callable[[Mapping[str, Any]], None], *, resume: bool = False
+    options: RunOptions,
+    watch: Callable[[Mapping[str, Any]], None],
+    *,
+    resume: bool = False,
+    stage: Callable[[str], Progress | None] = lambda _: None,
 ) -> tuple[Trainer, list[str]]:
     """Load the model, read the data, put new adapters on the model.
 
@@ -136,6 +141,7 @@ def open_run(
         options: The run.
         watch: Called with every line of the metrics.
         resume: Go on with the run in the folder, instead of refusing one before anything is loaded.
+        stage: Gives the progress of a stage of opening the model: "converting", "loading".
 
     Returns:
         The trainer, and a line for everything in the data that is not learned.
@@ -146,7 +152,7 @@ def open_run(
         MacmoeError: Model, data or settings are invalid.
     """
     check_run(options, resume=resume)
-    session = load(options.model)
+    session = load(options.model, progress=stage("converting"), loading=stage("loading"))
     splits = prepare(options.data, session.format, session.tokenizer)
     length = options.data.row_length
     lora = options.lora
