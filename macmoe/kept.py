@@ -42,11 +42,16 @@ class Entry:
     finished: bool
 
     @property
+    def from_hub(self) -> bool:
+        """Whether the source is a repository of the hub."""
+        return HUB_ID.fullmatch(self.source) is not None
+
+    @property
     def source_folder(self) -> Path | None:
         """Where the source lies on this machine; None: unknown."""
         if self.source == UNKNOWN:
             return None
-        return repo_folder(self.source) if HUB_ID.fullmatch(self.source) else Path(self.source)
+        return repo_folder(self.source) if self.from_hub else Path(self.source)
 
     @property
     def source_bytes(self) -> int:

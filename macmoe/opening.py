@@ -9,18 +9,21 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from macmoe.checkpoint import is_macmoe_folder
 from macmoe.config import load_config
 from macmoe.converted import KEEP, Progress, find, ready, source_of, stored_bytes
-from macmoe.device import surely_fits
-from macmoe.downloads import Announce, announce_download, download, listing
+from macmoe.device import memory_limit, surely_fits
+from macmoe.downloads import Announce, announce_download, download, gib, listing
 from macmoe.errors import CheckpointError, UsageError
 from macmoe.folders import check_links
 from macmoe.hub_cache import is_offline
 from macmoe.location import BUILT_IN, EVERYTHING, Place, find_model, locate
 from macmoe.shards import Shards
+
+if TYPE_CHECKING:
+    from macmoe.memory import Need
 
 logger = logging.getLogger(__name__)
 
@@ -157,9 +160,11 @@ def fetch(repo: str, recipe: str, wish: Wish) -> Path:
         weights = sum(size for file, size in found.sizes.items() if file.endswith(".safetensors"))
         if not weights:
             raise CheckpointError(f"{repo}: the hub's repository has no model*.safetensors in its top folder")
+        about = ""
         if not (wish.force or surely_fits(weights)):
-            _check(repo, _config_of(repo), recipe, weights)
-        announce_download(repo, found, wish.announce, force=wish.force)
+            need = _check(repo, _config_of(repo), recipe, weights)
+            about = f"; about {gib(need.total)} of {gib(memory_limit())} of memory"
+        announce_download(repo, found, lambda line: wish.announce(line + about), force=wish.force)
     return download(repo, EVERYTHING)
 
 
@@ -179,9 +184,13 @@ def _check_folder(name: str, folder: Path, recipe: str, wish: Wish) -> None:
         _check(name, load_config(folder), recipe, stored)
 
 
-def _check(name: str, config: Mapping[str, Any], recipe: str, stored: int) -> None:
-    """Refuse a model that does not fit; what MLX has packed stays as large as it is stored."""
+def _check(name: str, config: Mapping[str, Any], recipe: str, stored: int) -> Need:
+    """Return what a model takes, if it fits; what MLX has packed stays as large as it is stored.
+
+    Raises:
+        MemoryLimitError: It does not fit.
+    """
     from macmoe.memory import check_memory  # noqa: PLC0415 - only for what may be too large
 
     packed = recipe == KEEP and bool(config.get("quantization"))
-    check_memory(name, config, recipe, loaded=stored if packed else None)
+    return check_memory(name, config, recipe, loaded=stored if packed else None)

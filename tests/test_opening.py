@@ -45,7 +45,7 @@ def asked(tmp_path, monkeypatch):
     monkeypatch.setattr(opening, "listing", listing)
     monkeypatch.setattr(opening, "download", download)
     monkeypatch.setattr("macmoe.downloads.free_at", lambda _: 100 * GIB)
-    for place in ("macmoe.memory", "macmoe.device"):
+    for place in ("macmoe.memory", "macmoe.device", "macmoe.opening"):
         monkeypatch.setattr(f"{place}.memory_limit", lambda: 24 * GIB)
     return asked
 
@@ -75,6 +75,7 @@ def test_a_fitting_recipe_or_force_lets_it_be_downloaded(asked, wish):
     assert asked[-1].endswith("kinds of files of Qwen/Qwen3-30B-A3B")
     assert "downloading 57.0 GiB into" in lines[0]
     assert "100.0 GiB free" in lines[0]
+    assert wish.force or lines[0].endswith("of memory")
 
 
 def test_an_unknown_repository_is_judged_by_its_config(asked):

@@ -61,5 +61,11 @@ def remove_(names: tuple[str, ...], *, everything: bool, source: bool) -> None:
     """
     if bool(names) == everything:
         raise click.UsageError("Name models to remove, or --all.")
-    for name in dict.fromkeys(entry.name for entry in entries()) if everything else names:
-        note(f"{name}: removed, {size(remove(name, source=source))} freed")
+    for name, both in _all(source=source) if everything else dict.fromkeys(names, source).items():
+        note(f"{name}: removed, {size(remove(name, source=both))} freed")
+
+
+def _all(*, source: bool) -> list[tuple[str, bool]]:
+    """Return all names, and whether the source goes, too: only what the hub has can be downloaded again."""
+    found = {entry.name: entry.from_hub for entry in entries()}
+    return [(name, source and from_hub) for name, from_hub in found.items()]

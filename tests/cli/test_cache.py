@@ -83,6 +83,9 @@ def test_a_source_that_is_a_folder_is_not_removed(macmoe, cache):
     result = macmoe("cache", "remove", name, "--source")
     assert (result.exit_code, "a folder of yours" in result.stderr) == (1, True)
     assert (cache / name).is_dir()
+    assert macmoe("cache", "remove", "--all", "--source").exit_code == 0
+    assert list(cache.iterdir()) == []
+    assert (HUB / "qwen3" / "model.safetensors").is_file()
 
 
 def test_pull_fetches_and_converts_and_later_commands_ask_nobody(tmp_path, cache):
