@@ -20,8 +20,8 @@ from macmoe.decoding.examination import Check, Verdict
 from macmoe.decoding.launches import Judged, KernelCheck
 from macmoe.families import Model
 from macmoe.inspection import find_config
-from macmoe.location import BUILT_IN, locate
-from macmoe.opening import split_recipe
+from macmoe.location import BUILT_IN
+from macmoe.opening import model_files
 
 BYTES_FROM = 1 << 20  # limits of the device from here on are bytes
 
@@ -57,7 +57,7 @@ def command(
     subjects = _subjects(names, {shape: shortened(config, layers) for shape, config in configs.items()})
     machine, off = this_machine(), kernels_off()
     for name in names:
-        locate(split_recipe(name)[0])  # a wrong name is an error where nothing is checked, too
+        model_files(name, ("config.json",))  # a wrong name is an error where nothing is checked, too
     for shape, config in ({} if off else configs).items():
         check_memory(shape, config, layers)
     checked = _checked({} if off else subjects, fresh=fresh, cache_bits=cache_bits)
