@@ -5,7 +5,7 @@ themselves: a folder in the macmoe layout (`Checkpoint`), or a conversion on the
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -195,7 +195,13 @@ def _assign(model: nn.Module, batch: dict[str, mx.array], where: Path) -> None:
     model.load_weights(list(batch.items()), strict=False)
 
 
-def load_weights(model: nn.Module, source: WeightSource, *, dtype: mx.Dtype | None = None) -> None:
+def load_weights(
+    model: nn.Module,
+    source: WeightSource,
+    *,
+    dtype: mx.Dtype | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
     """Fill a newly built model, its packed matrices as the source's config lists them.
 
     Args:
@@ -203,6 +209,7 @@ def load_weights(model: nn.Module, source: WeightSource, *, dtype: mx.Dtype | No
         source: An opened checkpoint or conversion.
         dtype: Type for all floating-point tensors (DeepSeek's correction bias stays float32); None keeps
             theirs.
+        progress: Called with the bytes loaded so far and in all, as they are stored in the source.
 
     Raises:
         ConfigError: `quantization` does not fit the model.
@@ -211,11 +218,23 @@ def load_weights(model: nn.Module, source: WeightSource, *, dtype: mx.Dtype | No
     pack_modules(model, packed_paths(source.config, str(source.folder / "config.json")))
     check_fit(parameters_of(model), source.infos, source.folder)
     batch: dict[str, mx.array] = {}
-    waiting = 0
+    done = waiting = 0
+    total = sum(info.nbytes for info in source.infos.values())
+    if progress and total > BATCH_BYTES:
+        progress(0, total)
     for name, array in source.tensors():
         batch[name] = _cast(name, array, dtype)
         waiting += batch[name].nbytes
         if waiting > BATCH_BYTES:
             _assign(model, batch, source.folder)
+            done += _stored(batch, source)
             batch, waiting = {}, 0
+            if progress:
+                progress(done, total)
     _assign(model, batch, source.folder)
+    if progress:
+        progress(total, total)
+
+
+def _stored(names: Iterable[str], source: WeightSource) -> int:
+    return sum(source.infos[name].nbytes for name in names)

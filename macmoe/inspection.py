@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from macmoe.config import ConfigReader, load_config, load_json, nearest
+from macmoe.config import ConfigReader, load_config, load_json
 from macmoe.errors import ConfigError
 from macmoe.families import family_of, known_config
-from macmoe.location import ASSETS, find_model
+from macmoe.location import ASSETS, find_model, suggestion
+from macmoe.names import known_names, published
 from macmoe.nn.cache import SlidingCache
 from macmoe.nn.filling import after_one_token
 from macmoe.nn.moe import Experts
+from macmoe.nn.quantized import PACKED
 from macmoe.shards import Shards
 
 if TYPE_CHECKING:
@@ -32,12 +34,7 @@ if TYPE_CHECKING:
 CACHE_BYTES = 2  # of a number that is not packed: bfloat16
 
 CONFIGS = ASSETS / "configs"
-
-# Names that share the configuration of another one.
-SAME_AS: dict[str, str] = dict.fromkeys(
-    ("deepseek-r1", "deepseek-r1-0528", "deepseek-v3-0324", "deepseek-v3.1", "deepseek-v3.1-terminus"),
-    "deepseek-v3",
-)
+CONFIG = "config.json"
 
 # quant_method of the hub -> (bits per packed weight with its scale, the matrices that are packed).
 # MXFP4 has a scale byte for 32 weights, block FP8 a float32 for 128 x 128.
@@ -173,8 +170,7 @@ def describe(
     experts = _experts(model)
     reader = ConfigReader(config_data, name)
     top_k = reader.take("num_experts_per_tok", int, aliases=("experts_per_token",)) if experts else 0
-    weights: Any = tree_flatten(model.parameters())
-    shapes = {path: array.shape for path, array in weights}
+    shapes = _shapes(model)
     cache = _cache_layers(model, cache_bits)
     return Architecture(
         name=name,
@@ -193,6 +189,21 @@ def describe(
         cache=cache,
         cache_bits=cache_bits,
     )
+
+
+def shapes_of(config_data: Mapping[str, Any], where: str) -> tuple[dict[str, tuple[int, ...]], set[str]]:
+    """Return the shape of every parameter of a configuration's model, and the paths of what can be packed.
+
+    Raises:
+        ConfigError: The configuration is not one of a supported family.
+    """
+    model = family_of(config_data, where).build(config_data, where)
+    return _shapes(model), {path for path, module in model.named_modules() if type(module) in PACKED}
+
+
+def _shapes(model: Model) -> dict[str, tuple[int, ...]]:
+    weights: Any = tree_flatten(model.parameters())
+    return {path: array.shape for path, array in weights}
 
 
 def _experts(model: Model) -> int:
@@ -252,7 +263,13 @@ def _stored_bytes(config_data: Mapping[str, Any], shapes: Mapping[str, tuple[int
 
 def packaged_configs() -> list[str]:
     """Return the names whose configurations are part of this package."""
-    return sorted(path.name.removesuffix(".json") for path in CONFIGS.iterdir()) + sorted(SAME_AS)
+    return known_names()
+
+
+def published_config(name: str) -> dict[str, Any] | None:
+    """Return the configuration of a published model, by short name or repository; None: it is none."""
+    model = published(name)
+    return None if model is None else load_json(CONFIGS / f"{model.shape}.json") | dict(model.changes)
 
 
 def find_config(name: str, *, allow_unknown_keys: bool = False) -> tuple[dict[str, Any], int | None]:
@@ -266,16 +283,15 @@ def find_config(name: str, *, allow_unknown_keys: bool = False) -> tuple[dict[st
         MacmoeError: There is no such model, or its configuration cannot be read, or a file of its weights is
             missing or damaged.
     """
-    file = CONFIGS / f"{SAME_AS.get(name.lower(), name.lower())}.json"
-    if file.is_file():
-        return load_json(file), None
-    if not (Path(name).is_dir() or ":" in name or "/" in name):
-        raise ConfigError(
-            f"{name}: not a folder and not a known model{nearest(name.lower(), packaged_configs())}"
-        )
-    folder = find_model(name, files=("config.json",))
-    file = str(folder / "config.json")
+    local = Path(name).expanduser().exists()
+    config = None if local else published_config(name)
+    if config is not None:
+        return config, None
+    if not (local or ":" in name or "/" in name):
+        raise ConfigError(f"{name}: not a folder and not a known model{suggestion(name)}")
+    folder = find_model(name, files=(CONFIG,))
+    file = str(folder / CONFIG)
     config = known_config(load_config(folder), file, allow_unknown_keys=allow_unknown_keys)
-    if Path(name).is_dir() and any(folder.glob("*.safetensors")):
+    if local and any(folder.glob("*.safetensors")):
         return config, sum(path.stat().st_size for path in Shards(folder).files.values())
     return config, sum(path.stat().st_size for path in folder.glob("*.safetensors")) or None

@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from macmoe.config import nearest
+from macmoe.downloads import announce_download, download, listing, logger
 from macmoe.errors import CheckpointError
+from macmoe.folders import check_links, model_folder, weights_folder
+from macmoe.hub_cache import complete_snapshot, repo_of
+from macmoe.names import known_names, published
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -16,12 +21,22 @@ ASSETS = Path(__file__).parent / "assets"
 BUILT_IN = {"tiny:gpt-oss": "gpt_oss", "tiny:qwen3": "qwen3", "tiny:deepseek-v3": "deepseek_v3"}
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-# The file that only the folder of an adapter has -> what such a folder is.
-ADAPTERS = {
-    "adapter_config.json": "a LoRA adapter of PEFT or mlx-lm",
-    "adapter.json": "a LoRA adapter of macmoe",
-}
 EVERYTHING = ("*.json", "model*.safetensors", "*.txt", "*.jinja", "LICENSE")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """What a name means.
+
+    Attributes:
+        name: The name.
+        folder: Where the model lies; None: nowhere on this machine.
+        repo: The hub's repository; None: it is only a folder.
+    """
+
+    name: str
+    folder: Path | None
+    repo: str | None
 
 
 def cache_folder() -> Path | None:
@@ -34,15 +49,16 @@ def cache_folder() -> Path | None:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "macmoe"
 
 
-def find_model(name: str, files: tuple[str, ...] = EVERYTHING) -> Path:
-    """Return the folder of a model; one on the hub is downloaded first, unless it was before.
+def locate(name: str, files: tuple[str, ...] = EVERYTHING) -> Place:
+    """Find out what a name means, without asking the hub.
 
     Args:
-        name: A folder, a built-in model such as "tiny:qwen3", or a hub id such as "Qwen/Qwen3-0.6B".
-        files: Which files to download.
+        name: A folder, a built-in model such as "tiny:qwen3", a short name such as "gpt-oss-20b", or a hub id
+            such as "Qwen/Qwen3-0.6B".
+        files: Which files a copy of a hub repository must have.
 
     Raises:
-        CheckpointError: There is no such model, or the hub cannot be reached.
+        CheckpointError: It means no model.
     """
     if not name:
         raise CheckpointError("the model has an empty name; give a folder, a hub id or a built-in model")
@@ -51,79 +67,56 @@ def find_model(name: str, files: tuple[str, ...] = EVERYTHING) -> Path:
             raise CheckpointError(
                 f"{name}: no such built-in model (there are {', '.join(BUILT_IN)}){nearest(name, BUILT_IN)}"
             )
-        return ASSETS / BUILT_IN[name]
-    refuse_what_is_no_model(Path(name))
-    if Path(name).is_dir():
-        return Path(name)
-    if Path(name).exists() or not HUB_ID.fullmatch(name):
-        raise CheckpointError(f"{name}: not a model folder, and not a hub id of the form owner/name")
-    return download(name, files)
+        return Place(name=name, folder=ASSETS / BUILT_IN[name], repo=None)
+    path = Path(name).expanduser()
+    if path.is_dir() or (path.exists() and published(name) is None):
+        folder = model_folder(path) if path.is_dir() else weights_folder(path)
+        return Place(name=name, folder=folder, repo=repo_of(folder.absolute()))
+    repo = repo_named(name)
+    return Place(name=name, folder=complete_snapshot(repo, files), repo=repo)
 
 
-def refuse_what_is_no_model(path: Path) -> None:
-    """Say what a file or folder is that is often taken for a model, and what to do with it.
+def repo_named(name: str) -> str:
+    """Return the hub's repository of a short name or an id.
 
     Raises:
-        CheckpointError: It is a GGUF file, a folder of them, or an adapter.
+        CheckpointError: It is neither.
     """
-    names = {entry.name for entry in path.iterdir()} if path.is_dir() else {path.name}
-    if any(name.endswith(".gguf") for name in names) and "config.json" not in names:
+    known = published(name)
+    if known:
+        return known.repo
+    if name.endswith(".gguf"):
+        weights_folder(Path(name))
+    if not HUB_ID.fullmatch(name):
         raise CheckpointError(
-            f"{path}: GGUF, the format of llama.cpp; its packings have no exact counterpart in MLX, so "
-            "convert the safetensors model that it was made from"
+            f"{name}: not a model folder, and not a hub id of the form owner/name{suggestion(name)}"
         )
-    adapter = next((name for name in ADAPTERS if name in names and path.is_dir()), None)
-    if adapter:
-        raise CheckpointError(
-            f"{path}: {ADAPTERS[adapter]}, which changes a model and is none; name the model, and this "
-            "folder as its `--adapter`"
-        )
+    return name
 
 
-def download(repo: str, files: tuple[str, ...], *, kind: str = "model") -> Path:
-    """Return the local copy of a hub repository.
+def suggestion(name: str) -> str:
+    """Return "; did you mean 'x'?" for the nearest short name, one that goes on from `name` first."""
+    longer = sorted((each for each in known_names() if each.startswith(name.lower())), key=len)
+    return f"; did you mean '{longer[0]}'?" if longer and name else nearest(name.lower(), known_names())
+
+
+def find_model(name: str, files: tuple[str, ...] = EVERYTHING) -> Path:
+    """Return the folder of a model; one on the hub is downloaded first, unless it was before.
 
     Args:
-        repo: Its id.
-        files: Which files to download; of a model only those in the top folder (copies in other formats lie
-            in folders below it).
-        kind: "model" or "dataset".
+        name: A folder, a built-in model such as "tiny:qwen3", a short name such as "gpt-oss-20b", or a hub id
+            such as "Qwen/Qwen3-0.6B".
+        files: Which files to download.
 
     Raises:
-        CheckpointError: There is no such repository, or the hub cannot be reached.
+        CheckpointError: There is no such model, the disk is too small for it, or the hub cannot be reached.
     """
-    from huggingface_hub import snapshot_download  # noqa: PLC0415 - half a second that local models need not pay
-    from huggingface_hub.utils import disable_progress_bars  # noqa: PLC0415
-
-    if not sys.stderr.isatty():
-        disable_progress_bars()
-    try:
-        below = ["*/*"] if kind == "model" else None
-        return Path(
-            snapshot_download(repo, repo_type=kind, allow_patterns=list(files), ignore_patterns=below)
-        )
-    except Exception as error:
-        reason = _reason(error, kind)
-        if reason is None:
-            raise
-        raise CheckpointError(f"{repo}: not a folder here, and {reason}") from None
-
-
-def _reason(error: Exception, kind: str) -> str | None:
-    """Say why a download failed, and what to do; None: for no reason that a network or a disk gives."""
-    from huggingface_hub import errors  # noqa: PLC0415
-    from huggingface_hub.constants import HF_HUB_OFFLINE  # noqa: PLC0415
-
-    away = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else "the hub cannot be reached"
-    reasons: dict[type[Exception], str] = {
-        errors.GatedRepoError: "access must be asked for on its page, then log in with `hf auth login`",
-        errors.RepositoryNotFoundError: f"the hub has no such {kind}, or it is private",
-        errors.IncompleteSnapshotError: f"{away}, and the copy on this machine is not complete; with a "
-        "network, the same command downloads the rest",
-        errors.LocalEntryNotFoundError: f"{away} and no copy is on this machine",
-        errors.HfHubHTTPError: f"the hub answered with an error ({type(error).__name__}); try again later",
-        OSError: f"it cannot be downloaded ({error}); the same command continues it",
-    }
-    broken = errors.HfHubHTTPError.__mro__[1]  # of whatever client the library uses
-    reasons[broken] = f"the download broke off ({type(error).__name__}); the same command continues it"
-    return next((reason for kinds, reason in reasons.items() if isinstance(error, kinds)), None)
+    place = locate(name, files)
+    if place.folder is None:
+        assert place.repo is not None
+        found = listing(place.repo, files) if files == EVERYTHING else None
+        if found:
+            announce_download(place.repo, found, logger.info)
+        return download(place.repo, files)
+    check_links(place.folder)
+    return place.folder

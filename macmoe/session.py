@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +25,12 @@ from macmoe.chat.messages import Message, read_messages
 from macmoe.checkpoint import Checkpoint, WeightSource, is_macmoe_folder, load_weights
 from macmoe.constraint import WordConstraint
 from macmoe.conversation import Conversation, Settings
-from macmoe.converted import ready
+from macmoe.converted import KEEP
 from macmoe.defaults import Defaults, recommended
 from macmoe.errors import ChatFormatError, UsageError
 from macmoe.families import Family, Model, family_of
 from macmoe.generate import Progress
-from macmoe.location import find_model
+from macmoe.opening import Wish, prepare
 from macmoe.paths import expand_home
 from macmoe.prompt_cache import PromptCache
 from macmoe.sampling import Sampler, SamplingOptions
@@ -55,29 +55,41 @@ def _dtype(name: str | None) -> mx.Dtype | None:
     return DTYPES[name]
 
 
-def open_weights(folder: Path, *, allow_unknown_keys: bool = False) -> WeightSource:
-    """Open a model folder in any known layout."""
-    if is_macmoe_folder(folder):
+def open_weights(folder: Path, recipe: str = KEEP, *, allow_unknown_keys: bool = False) -> WeightSource:
+    """Open a model folder in any known layout, as a recipe of `macmoe_converters.RECIPES` packs it."""
+    if is_macmoe_folder(folder) and recipe == KEEP:
         return Checkpoint(folder, allow_unknown_keys=allow_unknown_keys)
     from macmoe_converters import open_conversion  # noqa: PLC0415 - not needed for macmoe's own layout
 
-    return open_conversion(folder, allow_unknown_keys=allow_unknown_keys)
+    return open_conversion(folder, recipe=recipe, allow_unknown_keys=allow_unknown_keys)
 
 
 def load_model(
-    folder: Path, dtype: str | None = None, *, allow_unknown_keys: bool = False
+    folder: Path,
+    dtype: str | None = None,
+    recipe: str = KEEP,
+    progress: Progress | None = None,
+    *,
+    allow_unknown_keys: bool = False,
 ) -> tuple[Family, Model]:
     """Load the weights of a folder; layouts other than macmoe's are converted on the way.
+
+    Args:
+        folder: The folder.
+        dtype: See `load`.
+        recipe: How matrices are packed on the way.
+        progress: Called with the bytes of weights loaded so far and in all.
+        allow_unknown_keys: See `load`.
 
     Raises:
         ConfigError: The configuration is invalid or describes an unsupported model.
         CheckpointError: The weights are missing, damaged, or do not fit the model.
     """
     wanted = _dtype(dtype)
-    source = open_weights(folder, allow_unknown_keys=allow_unknown_keys)
+    source = open_weights(folder, recipe, allow_unknown_keys=allow_unknown_keys)
     family = family_of(source.config, str(folder / "config.json"))
     model = family.build(source.config, str(folder / "config.json"))
-    load_weights(model, source, dtype=wanted)
+    load_weights(model, source, dtype=wanted, progress=progress)
     return family, model
 
 
@@ -88,36 +100,67 @@ def load(
     progress: Progress | None = None,
     *,
     allow_unknown_keys: bool = False,
+    quantize: str | None = None,
+    force: bool = False,
+    loading: Progress | None = None,
+    announce: Callable[[str], None] = logger.info,
 ) -> Session:
     """Load a model; a large one in another layout is converted first, once (`macmoe.converted`).
 
     Args:
-        path_or_repo: A local folder in macmoe, hub or mlx-lm layout, a hub id, or a built-in model such as
-            "tiny:qwen3".
+        path_or_repo: A local folder in macmoe, hub or mlx-lm layout, a hub id, a short name such as
+            "gpt-oss-20b", or a built-in model such as "tiny:qwen3"; a recipe may stand behind a colon.
         dtype: "float32", "bfloat16" or "float16"; by default the checkpoint's, on a CPU float32.
         adapter: A folder with an adapter of macmoe, PEFT or mlx-lm to answer with, see `Session.use_adapter`.
         progress: Called, while a model is converted, with the bytes written so far and in all.
         allow_unknown_keys: Warn of keys in config.json that macmoe does not know instead of refusing them;
             the model may compute something else then.
+        quantize: A recipe of `macmoe convert --quantize`, such as "4bit"; None: as the checkpoint is packed.
+        force: Go on where memory or disk are too small for the model.
+        loading: Called with the bytes of weights loaded so far and in all.
+        announce: Called with a line before a download or a conversion; otherwise it is logged.
 
     Raises:
+        MemoryLimitError: The model does not fit into the memory of this machine.
         MacmoeError: The model or the adapter does not exist, is unsupported or damaged.
     """
-    folder = ready(find_model(str(path_or_repo)), progress, allow_unknown_keys=allow_unknown_keys)
-    session = load_folder(folder, dtype, allow_unknown_keys=allow_unknown_keys)
+    wish = Wish(
+        recipe=quantize,
+        force=force,
+        announce=announce,
+        converting=progress,
+        allow_unknown_keys=allow_unknown_keys,
+    )
+    opened = prepare(str(path_or_repo), wish)
+    session = load_folder(opened.folder, dtype, opened.recipe, loading, allow_unknown_keys=allow_unknown_keys)
     if adapter is not None:
         session.use_adapter(adapter)
     return session
 
 
-def load_folder(folder: Path, dtype: str | None = None, *, allow_unknown_keys: bool = False) -> Session:
+def load_folder(
+    folder: Path,
+    dtype: str | None = None,
+    recipe: str = KEEP,
+    progress: Progress | None = None,
+    *,
+    allow_unknown_keys: bool = False,
+) -> Session:
     """Load a folder as it lies; another layout is converted on the way, and nothing is kept.
+
+    Args:
+        folder: The folder.
+        dtype: See `load`.
+        recipe: How matrices are packed on the way.
+        progress: Called with the bytes of weights loaded so far and in all.
+        allow_unknown_keys: See `load`.
 
     Raises:
         MacmoeError: The model is unsupported or damaged.
     """
     tokenizer = Tokenizer.from_folder(folder)  # small, so refused first
-    return Session(*load_model(folder, dtype, allow_unknown_keys=allow_unknown_keys), tokenizer, folder)
+    loaded = load_model(folder, dtype, recipe, progress, allow_unknown_keys=allow_unknown_keys)
+    return Session(*loaded, tokenizer, folder)
 
 
 class Session:

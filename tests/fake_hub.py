@@ -24,6 +24,7 @@ class Hub(ThreadingHTTPServer):
         gated: Repositories that refuse everybody.
         broken: Name of a file -> after so many bytes its next downloads break off.
         served: Files that were asked for, with the first byte.
+        requests: The paths of all requests.
     """
 
     def __init__(self) -> None:
@@ -32,6 +33,7 @@ class Hub(ThreadingHTTPServer):
         self.gated: set[str] = set()
         self.broken: dict[str, list[int]] = {}
         self.served: list[tuple[str, int]] = []
+        self.requests: list[str] = []
 
     @property
     def address(self) -> str:
@@ -58,6 +60,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, *, body: bool) -> None:
         path = self.path.partition("?")[0]
+        self.server.requests.append(path)
         api, file = API.fullmatch(path), FILE.fullmatch(path)
         repo = (api or file)[1] if api or file else ""
         if repo in self.server.gated:
@@ -76,8 +79,8 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def info(self, repo: str) -> dict:
-        names = [each["path"] for each in self.tree(repo)]
-        return {"id": repo, "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}
+        files = [{"rfilename": each["path"], "size": each["size"]} for each in self.tree(repo)]
+        return {"id": repo, "sha": COMMIT, "siblings": files}
 
     def tree(self, repo: str) -> list[dict]:
         folder = self.server.repos[repo]

@@ -12,7 +12,8 @@ import mlx.core as mx
 import pytest
 
 from macmoe.errors import CheckpointError, ConfigError
-from macmoe.inspection import Architecture, describe, find_config, packaged_configs
+from macmoe.inspection import CONFIGS, Architecture, describe, find_config, packaged_configs
+from macmoe.names import PUBLISHED
 
 GIB = 2**30
 
@@ -125,9 +126,22 @@ def test_architecture_in_words(name, attention, positions, experts):
     assert (model.experts, model.top_k, model.shared_experts) == experts
 
 
-@pytest.mark.parametrize("name", packaged_configs())
+# A published name for each configuration, as the models that share one need no test each.
+CONFIGURATIONS = {(model.shape, str(model.changes)): name for name, model in PUBLISHED.items()}
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS.values())
 def test_every_packaged_configuration_is_complete(name):
     assert inspect(name).parameters.total > 0
+
+
+def test_every_packaged_configuration_has_a_name():
+    assert {shape for shape, _ in CONFIGURATIONS} == {path.stem for path in CONFIGS.iterdir()}
+    assert set(packaged_configs()) >= set(PUBLISHED)
+
+
+def test_a_repository_is_described_without_asking_the_hub():
+    assert find_config("openai/GPT-OSS-20b") == find_config("gpt-oss-20b")
 
 
 def test_names_are_found_in_any_case():

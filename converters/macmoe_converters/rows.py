@@ -6,7 +6,7 @@ no FP8: those travel as unsigned integers of the same width, and `dtype` says wh
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -41,11 +41,13 @@ class Rows:
         info: Type, in safetensors' spelling, and shape.
         read: Returns rows [begin, end), in the type's carrier; a scalar counts as one row.
         joined: The arrays whose bytes, one after the other, are those of this one; mostly none.
+        lazy: Returns everything as an array of MLX that is not read before it is computed, where that can be.
     """
 
     info: TensorInfo
     read: Callable[[int, int], Array]
     joined: Sequence["Rows"] = ()
+    lazy: Callable[[], mx.array] | None = None
 
     @property
     def dtype(self) -> str:
@@ -67,7 +69,7 @@ class Rows:
 
     def array(self) -> mx.array:
         """Read everything into MLX."""
-        return to_mlx(self.all(), self.dtype)
+        return self.lazy() if self.lazy else to_mlx(self.all(), self.dtype)
 
     @property
     def item_bytes(self) -> int:
@@ -143,7 +145,19 @@ def stored(shards: Shards, name: str) -> Rows:
         data = shards.read_bytes(name, begin * row_bytes, end * row_bytes).view(CARRIERS[info.dtype])
         return data.reshape(end - begin, *info.shape[1:]) if info.shape else data.reshape(())
 
-    return Rows(info=info, read=read)
+    return Rows(info=info, read=read, lazy=partial(shards.read, name))
+
+
+def beside(arrays: Sequence[Rows], axis: int) -> Rows:
+    """Put the rows of several arrays beside each other, along an axis behind the first.
+
+    Raises:
+        ValueError: The arrays do not fit together.
+    """
+    joined = together(arrays, lambda *some: np.concatenate(some, axis=axis))
+    if any(array.lazy is None for array in arrays):
+        return joined
+    return replace(joined, lazy=lambda: mx.concatenate([array.array() for array in arrays], axis=axis))
 
 
 def together(arrays: Sequence[Rows], change: Callable[..., Array], dtype: str | None = None) -> Rows:

@@ -18,7 +18,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 
 from macmoe_converters.packing import Tensor, combine, decode, transposed
-from macmoe_converters.rows import Array, even_then_odd, stacked, together, unfolded, unstacked
+from macmoe_converters.rows import Array, beside, even_then_odd, stacked, unfolded, unstacked
 
 Shape = tuple[int, ...]
 # Sources of one rule (expert by expert if there are several) and the targets' shapes -> targets.
@@ -69,7 +69,7 @@ def _transposed_even_then_odd(inputs: Sequence[Tensor], shapes: Sequence[Shape])
 
 def _joined(inputs: Sequence[Tensor], _: Sequence[Shape], axis: int) -> list[Tensor]:
     _behind_rows(inputs, axis)
-    return [combine(inputs, lambda arrays: together(arrays, lambda *some: np.concatenate(some, axis=axis)))]
+    return [combine(inputs, lambda arrays: beside(arrays, axis))]
 
 
 def _parted(inputs: Sequence[Tensor], count: int, axis: int) -> list[Tensor]:
@@ -140,6 +140,12 @@ class Rule:
     copy_of: str = ""
     rewritten: bool = True
     when: tuple[str, bool] | None = None
+
+    @property
+    def moves_only(self) -> bool:
+        """Whether tensors are at most renamed, put beside each other, or dropped: nothing is computed."""
+        whole = self.operation.func if isinstance(self.operation, partial) else self.operation
+        return not self.targets or whole in (_same, _joined)
 
 
 def keep(name: str, *, when: tuple[str, bool] | None = None) -> Rule:

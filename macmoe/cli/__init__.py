@@ -32,6 +32,7 @@ COMMANDS = {
     "generate": ("macmoe.cli.generate", "Answer one prompt."),
     "chat": ("macmoe.cli.chat", "Have a conversation."),
     "convert": ("macmoe.cli.convert", "Convert a checkpoint to the macmoe layout."),
+    "pull": ("macmoe.cli.pull", "Download and convert a model ahead of its first use."),
     "cache": ("macmoe.cli.cache", "List and remove the models that were converted at first use."),
     "inspect": ("macmoe.cli.inspect", "Compare architectures, parameters and memory side by side."),
     "score": ("macmoe.cli.score", "Measure log-probabilities and perplexity of a text."),

@@ -9,7 +9,7 @@ import click
 from macmoe.bench.measure import Plan
 from macmoe.bench.run import PEER, SIZES, Subject, Work, run
 from macmoe.cli.bench_report import show
-from macmoe.cli.loading import open_session
+from macmoe.cli.loading import open_session, opening_options
 from macmoe.cli.options import Finite, cache_bits_option, check_plot, no_kernels_option
 from macmoe.cli.paths import UserPath, check_file
 from macmoe.cli.shapes import check_memory
@@ -51,6 +51,7 @@ FILE = UserPath(dir_okay=False, allow_dash=True)
 @cache_bits_option
 @allow_unknown_keys_option
 @no_kernels_option
+@opening_options
 def command(*, model_name: str | None, shape: str | None, layers: int | None, **how: Any) -> None:
     """Measure speed, memory and kernels, also beside mlx-lm.
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+from typing import Any
+
 import click
 
 from macmoe.cli.terminal import note, size, table
-from macmoe.converted import entries, remove
+from macmoe.kept import UNKNOWN, Entry, entries, remove
 from macmoe.location import cache_folder
+
+HEAD = ("name", "size", "recipe", "converted", "source", "its size", "path")
 
 
 @click.group()
@@ -15,24 +21,51 @@ def command() -> None:
 
 
 @command.command("list")
-def list_() -> None:
-    """List the converted models, the largest first."""
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_(*, as_json: bool) -> None:
+    """List the converted models, the largest first, with what they were made from."""
     found = sorted(entries(), key=lambda entry: -entry.nbytes)
+    if as_json:
+        click.echo(json.dumps([_to_json(entry) for entry in found], indent=2))
+        return
     note(f"{cache_folder() or 'nothing is kept (MACMOE_CACHE=off)'}")
     if found:
-        rows = [
-            (entry.name, entry.source, size(entry.nbytes), "" if entry.finished else "unfinished")
-            for entry in found
-        ]
-        click.echo(table(rows))
+        click.echo(table([HEAD, *map(_row, found)]))
+
+
+def _row(entry: Entry) -> tuple[str, ...]:
+    known = entry.source != UNKNOWN
+    return (
+        entry.name,
+        size(entry.nbytes),
+        entry.recipe if entry.finished else "unfinished",
+        entry.converted[:10] or UNKNOWN,
+        entry.source,
+        (size(entry.source_bytes) if entry.source_bytes else "gone") if known else UNKNOWN,
+        str(entry.path),
+    )
+
+
+def _to_json(entry: Entry) -> dict[str, Any]:
+    return {**asdict(entry), "path": str(entry.path), "source_bytes": entry.source_bytes}
 
 
 @command.command("remove")
 @click.argument("names", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Remove all of them.")
-def remove_(names: tuple[str, ...], *, everything: bool) -> None:
-    """Remove converted models by name; what they were converted from stays where it is."""
+@click.option("--source", is_flag=True, help="Remove the hub's copies that they were made from, too.")
+def remove_(names: tuple[str, ...], *, everything: bool, source: bool) -> None:
+    """Remove converted models by name, the begin of one, or their source (gpt-oss-20b).
+
+    Without --source, what they were converted from stays where it is.
+    """
     if bool(names) == everything:
         raise click.UsageError("Name models to remove, or --all.")
-    for name in dict.fromkeys(entry.name for entry in entries()) if everything else names:
-        note(f"{name}: removed, {size(remove(name))} free")
+    for name, both in _all(source=source) if everything else dict.fromkeys(names, source).items():
+        note(f"{name}: removed, {size(remove(name, source=both))} freed")
+
+
+def _all(*, source: bool) -> list[tuple[str, bool]]:
+    """Return all names, and whether the source goes, too: only what the hub has can be downloaded again."""
+    found = {entry.name: entry.from_hub for entry in entries()}
+    return [(name, source and from_hub) for name, from_hub in found.items()]

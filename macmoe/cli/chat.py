@@ -14,7 +14,7 @@ from macmoe.answer import Stats
 from macmoe.cli import Failure, describe
 from macmoe.cli.editor import PROMPT, agrees, line_editor, piped_line, read_message
 from macmoe.cli.events import show
-from macmoe.cli.loading import open_session
+from macmoe.cli.loading import open_session, opening_options
 from macmoe.cli.options import (
     answer_options,
     cache_bits_option,
@@ -53,6 +53,7 @@ TOO_LONG = "/undo takes back the last question and its answer, /clear begins a n
 @allow_unknown_keys_option
 @click.argument("message", required=False)
 @answer_options
+@opening_options
 @cache_option
 @cache_bits_option
 @no_kernels_option

@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 
 from macmoe.cli.learning import open_learned
+from macmoe.cli.loading import offline_option
 from macmoe.cli.options import Finite, check_plot
 from macmoe.cli.paths import UserPath, check_file
 from macmoe.cli.quality import open_within, write_quality
@@ -62,6 +63,7 @@ def _check_out(_: click.Context, __: click.Parameter, out: Path | None) -> Path 
 
 
 @click.command()
+@offline_option
 @click.argument("source")
 @click.option("--out", type=FILE, callback=_check_out, help="The folder to make.")
 @click.option(

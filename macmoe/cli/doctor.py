@@ -12,7 +12,7 @@ import click
 
 from macmoe.bench.machine import OK, WRONG, Checked, Machine, check, kernels_off, this_machine
 from macmoe.bench.weights import random_model, shortened
-from macmoe.cli.loading import open_session
+from macmoe.cli.loading import open_session, opening_options
 from macmoe.cli.options import cache_bits_option, no_kernels_option
 from macmoe.cli.shapes import check_memory
 from macmoe.cli.terminal import note, size
@@ -20,7 +20,8 @@ from macmoe.cli.unknown_keys import allow_unknown_keys_option, find_config
 from macmoe.decoding.examination import Check, Verdict
 from macmoe.decoding.launches import Judged, KernelCheck
 from macmoe.families import Model
-from macmoe.location import BUILT_IN, find_model
+from macmoe.location import BUILT_IN
+from macmoe.opening import model_files
 
 BYTES_FROM = 1 << 20  # limits of the device from here on are bytes
 
@@ -32,6 +33,7 @@ BYTES_FROM = 1 << 20  # limits of the device from here on are bytes
 )
 @click.option("--layers", type=click.IntRange(min=1), help="Use only the first N layers of each --shape.")
 @click.option("--fresh", is_flag=True, help="Ignore remembered results and check again.")
+@opening_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @cache_bits_option
 @allow_unknown_keys_option
@@ -57,7 +59,7 @@ def command(
     subjects = _subjects(names, {shape: shortened(config, layers) for shape, config in configs.items()})
     machine, off = this_machine(), kernels_off()
     for name in names:
-        find_model(name)  # a wrong name is an error where nothing is checked, too
+        model_files(name, ("config.json",))  # a wrong name is an error where nothing is checked, too
     for shape, config in ({} if off else configs).items():
         check_memory(shape, config, layers)
     checked = _checked({} if off else subjects, fresh=fresh, cache_bits=cache_bits)

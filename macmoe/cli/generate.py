@@ -13,7 +13,7 @@ import click
 
 from macmoe.chat.messages import check_tools
 from macmoe.cli.events import WRITERS, collect, show
-from macmoe.cli.loading import open_session
+from macmoe.cli.loading import open_session, opening_options
 from macmoe.cli.options import (
     adapter_option,
     answer_options,
@@ -49,6 +49,7 @@ NOT_RAW = ("system", "thinking", "thinking_budget", "max_answer_tokens")
 @allow_unknown_keys_option
 @file_option("Read the prompt from a file, after PROMPT if both are given; repeatable.")
 @answer_options
+@opening_options
 @adapter_option
 @click.option(
     "--tools",

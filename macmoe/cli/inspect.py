@@ -9,19 +9,24 @@ from typing import TYPE_CHECKING
 
 import click
 
+from macmoe.cli.loading import offline_option
 from macmoe.cli.options import cache_bits_option
 from macmoe.cli.terminal import is_terminal, size, table
 from macmoe.cli.unknown_keys import allow_unknown_keys_option, find_config
 from macmoe.inspection import Architecture, describe
+from macmoe.memory import KEEP, Estimator
+from macmoe.opening import split_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 UNKNOWN = NONE = "-"
 TOO_LONG = "too long"  # a context that the positions do not reach
+STORED_BITS = 16  # of a weight that a recipe does not pack
 
 
 @click.command()
+@offline_option
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @click.option(
     "--context",
@@ -41,9 +46,10 @@ def command(
     """Compare architectures, parameters and memory side by side.
 
     MODEL is a folder, a hub id, a built-in model (tiny:qwen3), or the name of a published model such as
-    gpt-oss-20b, qwen3-30b-a3b or deepseek-v3, for which nothing is downloaded.
+    gpt-oss-20b, qwen3-30b-a3b or deepseek-v3, for which nothing is downloaded. With a recipe behind a colon
+    (qwen3-30b-a3b:4bit) it is described as that would pack it.
     """
-    described = [describe(name, *find_config(name), cache_bits) for name in models]
+    described = [_described(name, cache_bits) for name in models]
     if as_json:
         click.echo(json.dumps([to_json(model, contexts) for model in described], indent=2))
     else:
@@ -67,6 +73,15 @@ def tables(columns: Sequence[Mapping[str, str]], width: int | None) -> list[str]
 
 def _side_by_side(columns: Sequence[Mapping[str, str]]) -> str:
     return table([(label, *(column[label] for column in columns)) for label in columns[0]])
+
+
+def _described(name: str, cache_bits: int | None) -> Architecture:
+    """Describe a model; with a recipe behind its name, as large as it would be stored then."""
+    plain, recipe = split_recipe(name)
+    config, stored = find_config(plain)
+    if recipe != KEEP:
+        stored = Estimator(config, name, STORED_BITS).need(recipe).weights
+    return describe(name, config, stored, cache_bits)
 
 
 def to_text(model: Architecture, contexts: tuple[int, ...]) -> dict[str, str]:

@@ -13,12 +13,12 @@ from macmoe.cli.quality import own_words
 from macmoe.cli.terminal import note, progress_bar, size
 from macmoe.cli.unknown_keys import open_conversion, unknown_keys_allowed
 from macmoe.config import load_json
+from macmoe.device import memory_limit
 from macmoe.errors import MemoryLimitError, UsageError
 from macmoe.families import family_of
 from macmoe.files import refuse_pointer
 from macmoe.session import Session, load_folder
 from macmoe.shards import Shards
-from macmoe.tuning.plan import memory_limit
 from macmoe_converters import LEARNED, Conversion
 from macmoe_converters.draft import draft_folder
 from macmoe_converters.learned import BATCH, learn

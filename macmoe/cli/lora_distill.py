@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from macmoe.cli.loading import open_session
+from macmoe.cli.loading import open_session, opening_options
 from macmoe.cli.model import model_option
 from macmoe.cli.options import THINKING, Finite, adapter_option
 from macmoe.cli.paths import UserPath
@@ -28,6 +28,7 @@ SAMPLING = ("temperature", "top_p", "top_k", "seed")
 
 
 @click.command()
+@opening_options
 @click.argument("questions")
 @allow_unknown_keys_option
 @model_option()

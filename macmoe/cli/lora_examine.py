@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from macmoe.cli.loading import open_session
+from macmoe.cli.loading import open_session, opening_options
 from macmoe.cli.model import model_option
 from macmoe.cli.options import adapter_option
 from macmoe.cli.terminal import note, progress_bar, table
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
+@opening_options
 @click.argument("questions")
 @allow_unknown_keys_option
 @model_option()

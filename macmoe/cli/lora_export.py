@@ -9,6 +9,7 @@ import click
 
 from macmoe.adapters.opening import open_adapter
 from macmoe.adapters.peft_export import ExpertLayout, export_peft
+from macmoe.cli.loading import offline_option
 from macmoe.cli.paths import UserPath
 from macmoe.cli.terminal import note
 from macmoe.cli.unknown_keys import allow_unknown_keys_option, unknown_keys_allowed
@@ -17,6 +18,7 @@ from macmoe.tuning.run import empty_model
 
 
 @click.command()
+@offline_option
 @click.argument("adapter", type=UserPath())
 @click.option("--model", "model_name", required=True, help="The adapted model: folder, hub id or tiny:...")
 @click.option("--out", type=UserPath(), required=True, help="The folder to make.")

@@ -9,12 +9,12 @@ import click
 
 import macmoe
 from macmoe.adapters.opening import open_adapter
+from macmoe.cli.loading import offline_option
 from macmoe.cli.options import Finite
 from macmoe.cli.paths import UserPath
 from macmoe.cli.terminal import note, read_text, table
 from macmoe.cli.unknown_keys import allow_unknown_keys_option, unknown_keys_allowed
-from macmoe.converted import ready
-from macmoe.location import find_model
+from macmoe.opening import Wish, prepare
 from macmoe.session import open_weights
 from macmoe.tuning.fuse import Precision, check_free, fuse, record, stored_types, write_fused
 
@@ -23,6 +23,7 @@ LONGEST = 256  # tokens whose distributions are held at once
 
 
 @click.command()
+@offline_option
 @click.argument("adapter", type=UserPath())
 @click.option("--model", "model_name", required=True, help="The adapted model: folder, hub id or tiny:...")
 @click.option("--out", type=UserPath(), required=True, help="The folder to make.")
@@ -45,9 +46,9 @@ def command(
     """Write the model with ADAPTER in its weights, and measure what is left of the adapter's effect."""
     check_free(out)
     allowed = unknown_keys_allowed()
-    folder = ready(find_model(model_name), allow_unknown_keys=allowed)
-    session = macmoe.load(folder, allow_unknown_keys=allowed)
-    source = open_weights(folder, allow_unknown_keys=allowed)
+    opened = prepare(model_name, Wish(allow_unknown_keys=allowed))
+    session = macmoe.load(model_name, allow_unknown_keys=allowed)
+    source = open_weights(opened.folder, opened.recipe, allow_unknown_keys=allowed)
     found = open_adapter(adapter, session.model, session.family.name)
     tokens = session.tokenizer.encode(read_text(text))[:LONGEST]
     modules, effects = fuse(

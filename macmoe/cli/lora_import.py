@@ -8,6 +8,7 @@ import click
 
 from macmoe.adapters.files import save_adapter
 from macmoe.adapters.opening import open_adapter
+from macmoe.cli.loading import offline_option
 from macmoe.cli.paths import UserPath
 from macmoe.cli.terminal import note
 from macmoe.cli.unknown_keys import allow_unknown_keys_option, unknown_keys_allowed
@@ -16,6 +17,7 @@ from macmoe.tuning.run import empty_model
 
 
 @click.command()
+@offline_option
 @click.argument("adapter", type=UserPath())
 @click.option("--model", "model_name", required=True, help="The adapted model: folder, hub id or tiny:...")
 @allow_unknown_keys_option

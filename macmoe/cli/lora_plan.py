@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from macmoe.cli.loading import offline_option
 from macmoe.cli.lora_options import run_options
 from macmoe.cli.options import Finite
 from macmoe.cli.terminal import size, table
@@ -23,6 +24,7 @@ GIB = 2**30
 
 
 @click.command()
+@offline_option
 @functools.partial(run_options, reads_data=False)
 @click.option(
     "--memory",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from macmoe.cli.loading import offline_option
 from macmoe.cli.model import model_option
 from macmoe.cli.terminal import note, printable, table
 from macmoe.tuning.batch import KINDS
@@ -45,6 +46,7 @@ class Preview:
 
 
 @click.command()
+@offline_option
 @click.argument("data")
 @model_option("Model whose tokenizer and chat template are used.")
 @click.option(

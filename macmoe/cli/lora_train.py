@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from macmoe.cli.loading import offline_option, stages
 from macmoe.cli.lora_options import run_options
 from macmoe.cli.lora_plan import plan_rows
 from macmoe.cli.terminal import note, printable, progress_bar, table
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
+@offline_option
 @run_options
 @click.option("--resume", is_flag=True, help="Go on with the run in the folder, exactly.")
 @allow_unknown_keys_option
@@ -33,9 +35,11 @@ def command(*, options: RunOptions, resume: bool) -> None:
     allowed = unknown_keys_allowed()
     note(table(plan_rows(plan_run(options, allow_unknown_keys=allowed))))
     with progress_bar("training") as progress_of:
-        trainer, remarks = open_run(
-            options, functools.partial(_watch, progress_of), resume=resume, allow_unknown_keys=allowed
-        )
+        with stages() as stage:
+            watch = functools.partial(_watch, progress_of)
+            trainer, remarks = open_run(
+                options, watch, resume=resume, stage=stage, allow_unknown_keys=allowed
+            )
         for remark in remarks:
             note(remark)
         progress = _run(trainer)

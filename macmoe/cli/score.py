@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from macmoe.cli.loading import open_session
+from macmoe.cli.loading import open_session, opening_options
 from macmoe.cli.options import no_kernels_option
 from macmoe.cli.paths import UserPath
 from macmoe.cli.terminal import table
@@ -31,6 +31,7 @@ from macmoe.scoring import Comparison, Score, compare, score
 @click.option("--against", "other_name", metavar="OTHER", help="Compare with this model on the same tokens.")
 @no_kernels_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON with the log-probability of every token.")
+@opening_options
 def command(
     *,
     model_name: str,
@@ -53,7 +54,7 @@ def command(
         scored = score(session.model, tokens)
         figures = _score_figures(scored)
     else:
-        compared = compare(session.model, open_session(other_name).model, tokens)
+        compared = compare(session.model, open_session(other_name, second=True).model, tokens)
         scored, figures = compared.score, _comparison_figures(compared)
     if as_json:
         click.echo(json.dumps({"tokens": tokens, "logprobs": scored.logprobs} | figures))

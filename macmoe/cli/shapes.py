@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from macmoe.bench.weights import drawn_bytes, shortened
 from macmoe.cli.terminal import size
+from macmoe.device import memory_limit
 from macmoe.errors import MemoryLimitError
-from macmoe.tuning.plan import memory_limit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

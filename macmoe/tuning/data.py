@@ -18,8 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from macmoe.downloads import download
 from macmoe.errors import CheckpointError, DatasetError
-from macmoe.location import HUB_ID, download
+from macmoe.location import HUB_ID
 from macmoe.paths import expand_home
 from macmoe.tuning.records import Record, read_record
 from macmoe.tuning.rows import READERS, Rejections, as_object, read_rows

@@ -8,12 +8,9 @@ they are not), the pieces of matrices that are unpacked where that is faster, an
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
-
-import mlx.core as mx
 
 from macmoe.adapters.attach import adaptable, select
 from macmoe.adapters.lora import LoraSpec, matrix_shape, packing_of
@@ -30,7 +27,6 @@ COPIES = 4
 SLOTS = {"adamw": 2, "lion": 1, "muon": 2}
 # What a matrix's inputs and outputs cost in a layer and in its gradient, in copies.
 INSIDE = 3
-USABLE = 0.9  # the share of memory that a run may fill
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,17 +142,6 @@ def changes(settings: Settings) -> Iterator[tuple[str, Settings]]:
     while length > 256:
         length //= 2
         yield f"max_length = {length}", replace(settings, train=train, lora=lora, row_length=length)
-
-
-def memory_limit() -> int:
-    """Return the bytes that a run may use on this machine."""
-    if mx.default_device() == mx.Device(mx.gpu):
-        info = mx.device_info()
-        sizes = ("max_recommended_working_set_size", "memory_size", "total_memory")  # the last is CUDA's
-        known = next((info[name] for name in sizes if info.get(name)), 0)
-        if known:
-            return int(int(known) * USABLE)
-    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * USABLE)
 
 
 def check_fits(model: Any, settings: Settings, weights: int, itemsize: int, limit: int) -> Estimate:

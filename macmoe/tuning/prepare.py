@@ -11,7 +11,7 @@ from macmoe.chat.gpt_oss import HarmonyFormat
 from macmoe.config import load_config
 from macmoe.errors import UsageError
 from macmoe.families import family_of
-from macmoe.location import find_model
+from macmoe.opening import model_files
 from macmoe.tokenizer import Tokenizer
 from macmoe.tuning.data import Dataset, find_files, hold_out, read_dataset
 from macmoe.tuning.figures import Figures, describe
@@ -104,7 +104,7 @@ def open_format(model: str) -> tuple[ChatFormat, Tokenizer]:
     Raises:
         MacmoeError: There is no such model, or it is no chat model.
     """
-    folder = find_model(model, files=DESCRIPTIONS)
+    folder = model_files(model, DESCRIPTIONS)
     family = family_of(load_config(folder), str(folder / "config.json"))
     tokenizer = Tokenizer.from_folder(folder)
     return FORMATS[family.name].for_model(tokenizer), tokenizer

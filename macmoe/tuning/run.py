@@ -12,25 +12,24 @@ import mlx.core as mx
 from macmoe.adapters.attach import attach, select
 from macmoe.chat.format import Thinking
 from macmoe.chat.messages import Message
-from macmoe.checkpoint import WeightSource, packed_paths, parameters_of
+from macmoe.checkpoint import parameters_of
+from macmoe.device import memory_limit
 from macmoe.errors import UsageError
-from macmoe.families import Family, Model, family_of
-from macmoe.location import find_model
-from macmoe.nn.quantized import pack_modules
+from macmoe.families import Family, Model
+from macmoe.generate import Progress
 from macmoe.prompt_cache import fingerprint
 from macmoe.sampling import SamplingOptions
-from macmoe.session import Session, load, open_weights
+from macmoe.session import Session, load
 from macmoe.tuning.config import RunOptions, TrainOptions
 from macmoe.tuning.data import find_files
-from macmoe.tuning.plan import Estimate, Settings, check_fits, memory_limit
+from macmoe.tuning.plan import Estimate, Settings, check_fits
+from macmoe.tuning.planned import open_planned
 from macmoe.tuning.prepare import Prepared, prepare
 from macmoe.tuning.records import Question
 from macmoe.tuning.replies import ask
 from macmoe.tuning.run_state import check_fresh, check_saved
 from macmoe.tuning.trackers import libraries
 from macmoe.tuning.trainer import TrainData, Trainer
-
-FLOAT_TYPES = ("F16", "BF16", "F32")
 
 
 def _settings(options: RunOptions) -> Settings:
@@ -43,37 +42,26 @@ def empty_model(name: str, *, allow_unknown_keys: bool = False) -> tuple[Family,
     Raises:
         MacmoeError: There is no such model, or it is unsupported or damaged.
     """
-    folder = find_model(name)
-    source = open_weights(folder, allow_unknown_keys=allow_unknown_keys)
-    return _empty(source, str(folder / "config.json"))
-
-
-def _empty(source: WeightSource, where: str) -> tuple[Family, Model]:
-    family = family_of(source.config, where)
-    model = family.build(source.config, where)
-    pack_modules(model, packed_paths(source.config, where))
-    return family, model
+    planned = open_planned(name, allow_unknown_keys=allow_unknown_keys)
+    return planned.family, planned.model
 
 
 def plan_run(options: RunOptions, limit: int | None = None, *, allow_unknown_keys: bool = False) -> Estimate:
-    """Say what a run would train and need, from the headers of the model's files alone.
+    """Say what a run would train and need, from the headers of the model's files, or from its shape alone.
 
     Raises:
         MemoryLimitError: It does not fit into `limit` bytes (None: into this machine).
         MacmoeError: Model or settings are invalid.
     """
-    folder = find_model(options.model)
-    source = open_weights(folder, allow_unknown_keys=allow_unknown_keys)
-    _, model = _empty(source, str(folder / "config.json"))
+    planned = open_planned(options.model, allow_unknown_keys=allow_unknown_keys)
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
-    floats = {info.dtype for info in source.infos.values()} & set(FLOAT_TYPES)
-    itemsize = 4 if on_cpu or floats == {"F32"} else 2
+    itemsize = 4 if on_cpu or planned.floats == {"F32"} else 2
     weights = sum(
         array.size * itemsize if array.dtype == mx.float32 else array.nbytes
-        for array in parameters_of(model).values()
+        for array in parameters_of(planned.model).values()
     )
     return check_fits(
-        model, _settings(options), weights, itemsize, memory_limit() if limit is None else limit
+        planned.model, _settings(options), weights, itemsize, memory_limit() if limit is None else limit
     )
 
 
@@ -146,6 +134,7 @@ def open_run(
     *,
     resume: bool = False,
     allow_unknown_keys: bool = False,
+    stage: Callable[[str], Progress | None] = lambda _: None,
 ) -> tuple[Trainer, list[str]]:
     """Load the model, read the data, put new adapters on the model.
 
@@ -154,6 +143,7 @@ def open_run(
         watch: Called with every line of the metrics.
         resume: Go on with the run in the folder, instead of refusing one before anything is loaded.
         allow_unknown_keys: Warn of unknown keys in the model's config.json instead of refusing them.
+        stage: Gives the progress of a stage of opening the model: "converting", "loading".
 
     Returns:
         The trainer, and a line for everything in the data that is not learned.
@@ -164,7 +154,12 @@ def open_run(
         MacmoeError: Model, data or settings are invalid.
     """
     check_run(options, resume=resume)
-    session = load(options.model, allow_unknown_keys=allow_unknown_keys)
+    session = load(
+        options.model,
+        progress=stage("converting"),
+        loading=stage("loading"),
+        allow_unknown_keys=allow_unknown_keys,
+    )
     splits = prepare(options.data, session.format, session.tokenizer)
     length = options.data.row_length
     lora = options.lora

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -52,7 +53,9 @@ def run(hub, tmp_path, *arguments, offline=False, repo=REPO):
 def test_what_is_needed_is_downloaded_and_converted(hub, tmp_path, macmoe):
     result = run(hub, tmp_path, "--out", str(tmp_path / "out"))
     assert result.returncode == 0, result.stderr
-    assert result.stderr.count("\n") == 1  # no bars where nobody sees them
+    download, done = result.stderr.splitlines()  # no bars where nobody sees them
+    assert re.search(r"owner/tiny: downloading [\d.]+ MiB into .*hub \([\d.]+ GiB free\)", download)
+    assert "tensors" in done
     served = {name for name, _ in hub.served}
     weights = {path.name for path in SOURCE.glob("*.safetensors")}
     assert {name for name in served if name.endswith(".safetensors")} == weights
@@ -67,7 +70,9 @@ def test_what_is_needed_is_downloaded_and_converted(hub, tmp_path, macmoe):
 def test_a_second_run_downloads_nothing_and_needs_no_network(hub, tmp_path):
     assert run(hub, tmp_path, "--dry-run").returncode == 0
     hub.served.clear()
+    hub.requests.clear()
     assert run(hub, tmp_path, "--dry-run").returncode == 0
+    assert hub.requests == []
     assert run("http://127.0.0.1:9", tmp_path, "--dry-run").returncode == 0
     assert run(hub, tmp_path, "--dry-run", offline=True).returncode == 0
     assert hub.served == []

@@ -66,6 +66,11 @@ def test_a_packed_cache_is_said_to_be_one(macmoe):
     assert (figures[0]["cache_bits"], figures[0]["cache_bytes_per_token"]) == (8, 13_056)
 
 
+def test_a_recipe_behind_the_name_is_taken_for_the_stored_size(macmoe):
+    (figures,) = json.loads(macmoe("inspect", "qwen3-30b-a3b:4bit", "--json").stdout)
+    assert 4.5 <= figures["stored_bits_per_weight"] < 4.51
+
+
 def test_small_sizes_are_readable(macmoe):
     result = macmoe("inspect", "qwen3-0.6b", "--context", "1", "--context", "100")
     sizes = [line.split()[-2:] for line in result.stdout.splitlines()[-2:]]
