@@ -26,6 +26,7 @@ from macmoe.chat.events import AnswerText, CommentaryText, Event, ThinkingText, 
 from macmoe.chat.format import ChatFormat, Conversation, Thinking, Tools
 from macmoe.chat.messages import Message, Segment, ToolCall, control, literal, read_object, with_neighbors
 from macmoe.chat.parser import Parser, Vocabulary
+from macmoe.chat.templates import Wording
 from macmoe.chat.typescript import declare_functions
 from macmoe.errors import ChatFormatError
 
@@ -52,6 +53,15 @@ class HarmonyFormat(ChatFormat):
 
     required: ClassVar = (_START, _CHANNEL, _MESSAGE, _END, _RETURN, _CALL)
     stops: ClassVar = (_RETURN, _CALL, _END_OF_TEXT)
+    wording: ClassVar = Wording(
+        needed=(
+            _START,
+            _CHANNEL,
+            _MESSAGE,
+            "You are ChatGPT, a large language model trained by OpenAI",
+            "Valid channels: analysis, commentary, final",
+        )
+    )
     words_after: ClassVar = (_CHANNEL, ("analysis", "commentary", "final"))
     starts: ClassVar = {_ASSISTANT: "header", f"{_CHANNEL}final{_MESSAGE}": "answer"}
 
@@ -79,7 +89,7 @@ class HarmonyFormat(ChatFormat):
             )
         return None
 
-    def parser(self, vocabulary: Vocabulary, start: str) -> Parser:
+    def parser(self, vocabulary: Vocabulary, start: str, tools: Tools = ()) -> Parser:  # noqa: ARG002
         """Return a parser that starts in the state header, thinking or answer."""
         return HarmonyParser(vocabulary, start)
 
