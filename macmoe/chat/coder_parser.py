@@ -152,7 +152,8 @@ class CoderParser(Parser):
         rest = found[1].strip() if found else ""
         if self._in_tag and not stopped and not (rest.startswith(_CALL_END) or _CALL_END.startswith(rest)):
             found = None  # cut inside a value that holds calls
-        if found is None and (stopped or block.rstrip().endswith(_CALL_END)):
+        plain = not self._in_tag and CLOSE_PARAMETER not in block  # a mere tag, as prose may show it
+        if found is None and not plain and (stopped or block.rstrip().endswith(_CALL_END)):
             found = read_unclosed(block, self._schemas)
         if found is None:
             self._block = None

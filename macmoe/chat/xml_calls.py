@@ -27,6 +27,8 @@ FUNCTION = re.compile(r"<function=[ \t]*([^<>\s]+)[ \t]*>")
 _TAG = re.compile(
     rf"{FUNCTION.pattern}|<parameter=[ \t]*([^<>\n]+?)[ \t]*>|{CLOSE_PARAMETER}|{CLOSE_FUNCTION}"
 )
+_OWN_LINE = re.compile(r"(?m)^[ \t]*<parameter=([^<>\n]+)>$")
+_TRIED = 100  # ends of functions, from the last, that could end the calls: keeps long nonsense cheap
 _INTEGER = re.compile(r"[+-]?\d+")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _NULLS = ("null", "none")
@@ -58,7 +60,8 @@ def read_whole(text: str, schemas: Schemas) -> list[ToolCallEvent] | None:
 
 def read_beginning(text: str, schemas: Schemas) -> tuple[list[ToolCallEvent], str] | None:
     """Return the calls that a text begins with, as many as there are, and the rest; None without any."""
-    for end in reversed([place.end() for place in re.finditer(CLOSE_FUNCTION, text)]):
+    ends = [place.end() for place in re.finditer(CLOSE_FUNCTION, text)]
+    for end in reversed(ends[-_TRIED:]):
         calls = read_whole(text[:end], schemas)
         if calls:
             return calls, text[end:]
@@ -132,10 +135,10 @@ def _event(written: _Written, schemas: Schemas) -> ToolCallEvent:
 
 
 def _parts(key: str, text: str, others: set[str]) -> list[tuple[str, str]]:
-    """Divide a value at tags of the tool's other parameters, where `</parameter>` was forgotten."""
+    """Divide a value where `</parameter>` was forgotten: a tag of another parameter has a line of its own."""
     parts, begin = [], 0
-    for tag in re.finditer(r"(?m)^[ \t]*<parameter=[ \t]*([^<>\n]+?)[ \t]*>", text) if others else ():
-        if tag[1] in others:
+    for tag in _OWN_LINE.finditer(text) if others else ():
+        if tag[1] in others and text[begin : tag.start()].strip():
             parts.append((key, text[begin : tag.start()]))
             key, begin = tag[1], tag.end()
             others = others - {key}
