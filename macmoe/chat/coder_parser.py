@@ -62,6 +62,7 @@ class CoderParser(Parser):
         self._held = ""  # what the next text decides about: white space, the beginning of a tag
         self._block: str | None = None  # the text of the calls being written
         self._in_tag = False  # whether `<tool_call>` opened the block
+        self._gap = ""  # what stood before a block that nothing opened, if it was no call
         self._calls: list[ToolCallEvent] = []  # of a block that is closed, if nothing shows it was a value
         self._closed = 0  # the length of the block with which it was closed
 
@@ -157,11 +158,17 @@ class CoderParser(Parser):
             found = read_unclosed(block, self._schemas)
         if found is None:
             self._block = None
-            return self._say(block.strip("\n").removesuffix(_CALL_END).rstrip("\n"))
+            return self._say(self._unread(block))
         self._calls = found[0]
         events = self._deliver()
         events += self._prose(_MORE_ENDS.sub("", found[1]))
         return events + (self._end_block(stopped=stopped) if self._block is not None else [])
+
+    def _unread(self, block: str) -> str:
+        """Return the text that a block is which is no call."""
+        if self._in_tag:
+            return block.strip("\n").removesuffix(_CALL_END).rstrip("\n")
+        return self._gap + block
 
     def _prose(self, text: str) -> list[Event]:
         """Take text outside of calls."""
@@ -171,6 +178,7 @@ class CoderParser(Parser):
         found = None if self._thinking else self._bare_call(held)
         if found is not None:
             self._held = held[: found.start()]
+            self._gap = held[len(self._held.rstrip()) : found.start(1)]
             events = self._before_tag()
             self._block, self._in_tag = held[found.start(1) :], False
             return events
