@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-_COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
 _STRING = r"'(?:\\.|[^'\\])*+'|\"(?:\\.|[^\"\\])*+\""
 _BLOCK = re.compile(rf"\{{[{{%](?:{_STRING}|(?![%}}]\}})[^'\"])*+[%}}]\}}", re.DOTALL)
 _TEXT = re.compile(_STRING, re.DOTALL)
@@ -25,7 +24,11 @@ _SENTENCE = 3  # words; shorter texts are roles, names of keys and the like
 
 def without_comments(template: str) -> str:
     """Return a template without its comments."""
-    return _COMMENT.sub("", template)
+    kept, place = [], 0
+    while (begin := template.find("{#", place)) >= 0 and (end := template.find("#}", begin + 2)) >= 0:
+        kept.append(template[place:begin])
+        place = end + 2
+    return "".join([*kept, template[place:]])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

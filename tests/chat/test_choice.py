@@ -29,14 +29,18 @@ CODER = r"{{- '\n<tool_call>\n<function=' + tool_call.name + '>\n' }}"
 HARMONY = (
     "{{- '<|start|>system<|message|>You are ChatGPT, a large language model trained by OpenAI.\\n' }}"
     "{{- '# Valid channels: analysis, commentary, final.<|end|>' }}"
-    "{{- raise_exception('There is no such thing as a role of that kind') }}{{- '<|start|>assistant<|channel|>' }}"
+    "{{- raise_exception('There is no such thing as a role of that kind') }}"
+    "{{- '<|start|>assistant<|channel|>' }}"
 )
 R1_TURNS = (
     "{{bos_token}}{{'<｜User｜>' + message['content']}}{% set content = content.split('</think>')[-1] %}"
     "{{'<｜Assistant｜>' + content + '<｜end▁of▁sentence｜>'}}"
 )
 R1_0528 = "{{'<｜User｜>' + content + '<｜Assistant｜>'}}{% set content = content.split('</think>')[-1] %}"
-V31 = "{% if thinking %}{{'<｜Assistant｜><think>'}}{% else %}{{'<｜Assistant｜></think>'}}{% endif %}{{'<｜User｜>'}}"
+V31 = (
+    "{{'<｜User｜>' + message['content']}}"
+    "{% if thinking %}{{'<｜Assistant｜><think>'}}{% else %}{{'<｜Assistant｜></think>'}}{% endif %}"
+)
 
 
 @dataclass
@@ -181,7 +185,7 @@ def test_vocabulary_of_no_format_is_refused_in_the_name_of_the_family():
         format_for("qwen3", Vocabulary({"<s>"}))
 
 
-@pytest.mark.parametrize("text", ["{{ '" * 3000, '{% "' + "a'" * 5000, "{#" * 5000, "{{" * 5000, "<" * 20000])
+@pytest.mark.parametrize("text", ["{{ '" * 999, '{% "' + "a'" * 999, "{#" * 999, "{{" * 999, "<" * 9999])
 def test_broken_template_is_read_in_time_and_without_an_error(text):
     assert format_for("qwen3", Vocabulary(QWEN, text)).variant == "instruct"
     assert without_comments(text) == text
