@@ -186,7 +186,7 @@ def test_vocabulary_of_no_format_is_refused_in_the_name_of_the_family():
 
 
 @pytest.mark.parametrize("text", ["{{ '" * 999, '{% "' + "a'" * 999, "{#" * 999, "{{" * 999, "<" * 9999])
-def test_broken_template_is_read_in_time_and_without_an_error(text):
+def test_broken_template_is_read_without_an_error(text):
     assert format_for("qwen3", Vocabulary(QWEN, text)).variant == "instruct"
     assert without_comments(text) == text
 
