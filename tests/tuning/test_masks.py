@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +9,6 @@ from hypothesis import strategies as st
 from macmoe.chat import Message, ToolCall
 from macmoe.chat.deepseek_v3 import DeepSeekFormat
 from macmoe.chat.qwen3 import Qwen3Format
-from macmoe.chat.qwen3_coder import Qwen3CoderFormat
 from macmoe.errors import DatasetError
 from macmoe.tuning.batch import ANSWER, PROMPT, THINKING
 from macmoe.tuning.masks import Teacher
@@ -298,18 +295,6 @@ EMPTY_BLOCKS = {
     "qwen3, asked to think": ("qwen3", {}, "on", "<think>\n\n</think>\n\nA<|im_end|>"),
     "qwen3 that always thinks": ("qwen3", {"chat": THINKING_ONLY}, None, "\n</think>\n\nA<|im_end|>"),
     "r1": ("deepseek_v3", {"chat": R1}, "on", "\n</think>\n\nA<｜end▁of▁sentence｜>"),
-    "r1 since February": (
-        "deepseek_v3",
-        {"chat": replace(R1, variant="r1-2025-02")},
-        None,
-        "\n</think>\n\nA<｜end▁of▁sentence｜>",
-    ),
-    "r1-0528": (
-        "deepseek_v3",
-        {"chat": replace(R1, variant="r1-0528")},
-        "on",
-        "<think>\n\n</think>\n\nA<｜end▁of▁sentence｜>",
-    ),
     "gpt_oss": ("gpt_oss", {}, "high", "<|channel|>final<|message|>A<|return|>"),
 }
 
@@ -384,25 +369,3 @@ def test_every_sample_is_a_prompt_of_inference_and_an_answer_that_reads_back(fam
         assert list(lesson.sample.weights) == [float(kind > PROMPT) for kind in lesson.sample.kinds]
         assert (THINKING in lesson.sample.kinds) == bool(reasoning)
         assert ANSWER in lesson.sample.kinds
-
-
-def test_r1_0528_learns_to_open_its_thinking_itself():
-    chat = replace(R1, variant="r1-0528")
-    (lesson,) = teach("deepseek_v3", record("Q", ("R", "A")), chat=chat).lessons
-    given, learned = texts("deepseek_v3", lesson.sample)
-    assert given == "<｜begin▁of▁sentence｜><｜User｜>Q<｜Assistant｜>"
-    assert learned == "<think>\nR\n</think>\n\nA<｜end▁of▁sentence｜>"
-    assert set(lesson.sample.kinds) == {PROMPT, THINKING, ANSWER}
-
-
-def test_qwen3_coder_learns_its_calls_and_nothing_of_declarations_and_results():
-    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
-    call = Message("assistant", "", tool_calls=(ToolCall("f", {"a": [1]}),))
-    messages = (Message("user", "Q"), call, Message("tool", "R"), Message("assistant", "A"))
-    row = record(messages=messages, weights=(0.0, 1.0, 0.0, 1.0), tools=(tool,))
-    first, second = teach("qwen3", row, chat=Qwen3CoderFormat()).lessons
-    assert texts("qwen3", first.sample)[1] == (
-        "<tool_call>\n<function=f>\n<parameter=a>\n[1]\n</parameter>\n</function>\n</tool_call><|im_end|>"
-    )
-    assert texts("qwen3", second.sample)[1] == "A<|im_end|>"
-    assert set(first.sample.kinds) | set(second.sample.kinds) == {PROMPT, ANSWER}
