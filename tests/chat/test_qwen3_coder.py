@@ -19,7 +19,7 @@ from tests.chat.records import arguments_of, ending_of, golden_file, merged, run
 from tests.chat.test_parsing import check_reading
 from tests.conftest import SHARED
 from tests.scripted import ScriptedModel
-from tests.vocabularies import real, small
+from tests.vocabularies import CONTROL_TOKENS, real, small
 
 VERSIONS = ("2025-07", "2025-08")
 QUESTION = Message("user", "?")
@@ -155,6 +155,28 @@ def test_calls_come_back_exactly_whatever_their_values_hold(version, calls, said
         readings.append(small("qwen3").encode(text_of(target), control=True))
     for ids in readings:
         assert merged(run(fmt.parser(small("qwen3"), "answer", TOOLS), ids)) == expected
+
+
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+def test_text_from_outside_adds_no_control_token(data):
+    tokenizer = small("qwen3")
+    controls = {tokenizer.token_id(token) for token in CONTROL_TOKENS["qwen3"]}
+
+    def control_ids(text):
+        call = ToolCall(text(), {text(): text(), "list": [text()]})
+        function = {
+            "name": "f",
+            "description": text(),
+            "parameters": {"properties": {text(): {text(): text()}}},
+        }
+        messages = [Message("system", text()), Message("user", text()), Message("assistant", text())]
+        messages += [QUESTION, Message("assistant", text(), tool_calls=(call,)), Message("tool", text())]
+        tools = [{"type": "function", "function": function}]
+        ids = tokenizer.encode_segments(Qwen3CoderFormat().render(messages, tools=tools))
+        return [token_id for token_id in ids if token_id in controls]
+
+    assert control_ids(lambda: "." + data.draw(HOSTILE)) == control_ids(lambda: "x")
 
 
 TOKENS = ("<tool_call>", "</tool_call>", "<think>", "</think>", "<|im_end|>", "<tool_response>")
