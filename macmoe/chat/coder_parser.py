@@ -21,6 +21,7 @@ _CALL, _CALL_END = "<tool_call>", "</tool_call>"
 _THINK, _THINK_END = "<think>", "</think>"
 _ENDS = ("<|im_end|>", "<|endoftext|>", "<|im_start|>")
 _RESULT = ("<tool_response>", "</tool_response>")
+_FUNCTION = "<function="
 _CLOSINGS = (CLOSE_PARAMETER, CLOSE_FUNCTION, _CALL_END)
 
 
@@ -31,11 +32,12 @@ def _beginnings(tag: str) -> str:
 # A call without its token: at the beginning of a line, perhaps after the tag spelled with ordinary tokens.
 _BARE = re.compile(rf"(?m)^[ \t]*(?:{_CALL}\s*)?({FUNCTION.pattern})")
 _BARE_BEGINS = re.compile(
-    rf"(?m)^[ \t]*(?:(?:{_CALL}\s*)?(?:<function=[^<>\n]*|{_beginnings('<function=')})?"
+    rf"(?m)^[ \t]*(?:(?:{_CALL}\s*)?(?:{_FUNCTION}[^<>\n]*|{_beginnings(_FUNCTION)})?"
     rf"|{_beginnings(_CALL)})\Z"
 )
 
 
+_BEGUN = re.compile(rf"\A\s*{_CALL}\s*")
 _MORE_ENDS = re.compile(rf"\A(?:\s*{_CALL_END})+")
 
 
@@ -105,10 +107,9 @@ class CoderParser(Parser):
             return self._close(block)
         if token == _CALL and not self._calls:
             self._calls, self._closed = self._complete(block), len(block)
-        if self._calls:
+        if self._calls and token != _CALL:
             return self._deliver() + self._prose(block[self._closed :]) + self._control(token)
-        self._block = block + token
-        return []
+        return self._text(token)
 
     def _complete(self, block: str) -> list[ToolCallEvent]:
         """Return the calls of a block after which another one begins."""
@@ -133,11 +134,19 @@ class CoderParser(Parser):
     def _look_ahead(self, after: str) -> list[Event]:
         """Deliver the calls of a closed block, unless what follows shows that it goes on."""
         found = after.lstrip()
-        if found.startswith(_CLOSINGS):
+        call = found.removeprefix(_CALL).lstrip()
+        if any(tag.startswith(found) for tag in (*_CLOSINGS, _CALL)) or (
+            found.startswith(_CALL) and _FUNCTION.startswith(call)
+        ):
+            return []
+        if found.startswith(_CALL) and call.startswith(_FUNCTION):
+            events = self._deliver()
+            self._block, self._in_tag = call, True
+            return events
+        if found.startswith((*_CLOSINGS, _CALL)):
             self._calls = []
-        elif found and not any(tag.startswith(found) for tag in _CLOSINGS):
-            return self._deliver() + self._prose(after)
-        return []
+            return []
+        return self._deliver() + self._prose(after)
 
     def _deliver(self) -> list[Event]:
         calls, self._calls, self._block = self._calls, [], None
@@ -148,7 +157,7 @@ class CoderParser(Parser):
         """Read a block that the end of the output, or of the turn, cut."""
         block = self._block or ""
         if self._calls:
-            return self._deliver() + self._prose(block[self._closed :])
+            return self._deliver() + self._prose(_BEGUN.sub("", block[self._closed :]))
         found = read_beginning(block, self._schemas)
         rest = found[1].strip() if found else ""
         if self._in_tag and not stopped and not (rest.startswith(_CALL_END) or _CALL_END.startswith(rest)):
