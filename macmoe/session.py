@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from macmoe.answer import Answer, Limits, PlainText, Stats
-from macmoe.chat import FORMATS
+from macmoe.chat import format_for
 from macmoe.chat.events import Event
 from macmoe.chat.format import ChatFormat, Thinking
 from macmoe.chat.messages import Message, read_messages
@@ -204,7 +204,7 @@ class Session:
         Raises:
             ChatFormatError: The tokenizer is not that of a chat model.
         """
-        return FORMATS[self.family.name].for_model(self.tokenizer)
+        return format_for(self.family.name, self.tokenizer)
 
     @functools.cached_property
     def _constraint(self) -> WordConstraint | None:
@@ -317,7 +317,8 @@ class Session:
             ChatFormatError: The format of the model cannot express the messages or the setting.
         """
         chat = self.format
-        segments = chat.render(_messages(prompt, system), tools=declarations(tools), thinking=thinking)
+        declared = declarations(tools)
+        segments = chat.render(_messages(prompt, system), tools=declared, thinking=thinking)
         limits = Limits(
             tokens=max_tokens,
             answer=max_answer_tokens,
@@ -326,7 +327,7 @@ class Session:
             stop_ids=chat.stop_ids(self.tokenizer) | self.defaults.stop_ids,
             stop=stop_texts(stop) + self.defaults.stop,
         )
-        parser = chat.parser(self.tokenizer, chat.start_of(segments))
+        parser = chat.parser(self.tokenizer, chat.start_of(segments), declared)
         closing = self.tokenizer.encode_segments(chat.close_thinking())
         sampling = self.sampling(
             temperature=temperature,

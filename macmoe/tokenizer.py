@@ -2,6 +2,8 @@
 
 Two encoders share one vocabulary. Ordinary text goes through one that knows no control tokens at all, so that
 nothing a user types can become one; control tokens are found only in text that a chat format wrote itself.
+Words that were added for a fine-tune, and are neither special nor control tokens of a published vocabulary,
+are ordinary vocabulary: both encoders find them.
 """
 
 from __future__ import annotations
@@ -9,18 +11,22 @@ from __future__ import annotations
 import codecs
 import functools
 import itertools
-import json
+import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import tokenizers
 
+from macmoe.control_tokens import is_published
 from macmoe.errors import CheckpointError, UsageError
 from macmoe.files import refuse_pointer
+from macmoe.tokenizer_files import read_object, read_template, tokens_called_special, tokens_with_a_role
 
 __all__ = ["Detokenizer", "TextSegment", "Tokenizer"]
+
+_LOG = logging.getLogger(__name__)
 
 
 class TextSegment(Protocol):
@@ -79,12 +85,17 @@ class Tokenizer:
     """The vocabulary of one checkpoint.
 
     `template` is the checkpoint's own chat template, as text. It is never run: the chat formats only look at
-    it to tell apart models that share a vocabulary.
+    it to tell apart models that share a vocabulary. `special` names added tokens that are control tokens
+    although `tokenizer.json` does not call them so.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, *, template: str = "") -> None:
+    def __init__(
+        self, backend: tokenizers.Tokenizer, *, template: str = "", special: Collection[str] = ()
+    ) -> None:
         self.template = template
         self._backend = backend
+        backend.no_truncation()  # what a trainer has left in the file cuts texts
+        backend.no_padding()
         # A second tokenizer over the same vocabulary and merges (shared, not copied), without added tokens.
         self._ordinary = tokenizers.Tokenizer(backend.model)
         if backend.normalizer is not None:
@@ -92,8 +103,18 @@ class Tokenizer:
         if backend.pre_tokenizer is not None:
             self._ordinary.pre_tokenizer = backend.pre_tokenizer
         added = backend.get_added_tokens_decoder()
-        self._control_ids = {token.content: token_id for token_id, token in added.items()}
         self._known_bytes = {token_id: token.content.encode() for token_id, token in added.items()}
+        words = {
+            token.content: token_id
+            for token_id, token in added.items()
+            if not (token.special or token.content in special or is_published(token.content))
+        }
+        self._control_ids = {
+            token.content: token_id for token_id, token in added.items() if token.content not in words
+        }
+        self._ordinary.add_tokens([added[token_id] for token_id in words.values()])
+        # The encoder of ordinary text numbers words on its own.
+        self._words = {self._ordinary.token_to_id(word): token_id for word, token_id in words.items()}
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Self:
@@ -115,7 +136,22 @@ class Tokenizer:
             raise CheckpointError(
                 f"{path}: not a byte-level vocabulary, which all supported models have; is this one?"
             )
-        return cls(backend, template=_read_template(Path(folder)))
+        config = read_object(Path(folder) / "tokenizer_config.json")
+        with_role, special = tokens_with_a_role(config), tokens_called_special(config)
+        unknown = [
+            token.content
+            for token in backend.get_added_tokens_decoder().values()
+            if (token.special or token.content in special)
+            and token.content not in with_role
+            and not is_published(token.content)
+        ]
+        if unknown:
+            _say_once(
+                f"{path}: no chat format knows the special token{'s' * (len(unknown) > 1)} "
+                f"{', '.join(unknown[:5])}{', ...' * (len(unknown) > 5)}; text that spells one stays text, "
+                "except after --raw"
+            )
+        return cls(backend, template=read_template(Path(folder)), special=with_role | special)
 
     @property
     def vocab_size(self) -> int:
@@ -128,7 +164,7 @@ class Tokenizer:
 
     def encode(self, text: str, *, control: bool = False) -> list[int]:
         """Return the ids of a text; token strings in it become control tokens only with `control`."""
-        return self._encode_run([(text, control)])
+        return self._encode(self._backend, text) if control else self._encode_ordinary(text)
 
     def encode_segments(self, segments: Iterable[TextSegment]) -> list[int]:
         """Return the ids of a rendering.
@@ -171,8 +207,13 @@ class Tokenizer:
         return ids + self._encode_ordinary(pending)
 
     def _encode_ordinary(self, text: str) -> list[int]:
+        ids = self._encode(self._ordinary, text)
+        return [self._words.get(token_id, token_id) for token_id in ids] if self._words else ids
+
+    @staticmethod
+    def _encode(encoder: tokenizers.Tokenizer, text: str) -> list[int]:
         try:
-            return self._ordinary.encode(text, add_special_tokens=False).ids
+            return encoder.encode(text, add_special_tokens=False).ids
         except TypeError as error:  # how the library reports a str that is not Unicode text
             raise UsageError(
                 "a text holds half of a UTF-16 pair, which no tokenizer can encode; "
@@ -188,25 +229,14 @@ class Tokenizer:
         return known
 
 
+@functools.cache
+def _say_once(message: str) -> None:
+    """Warn, but not again when the same folder is opened again."""
+    _LOG.warning("%s", message)
+
+
 def _spelled_bytes(token: str) -> bytes:
     """Return what a token of the vocabulary stands for; one outside the alphabet means itself."""
     if all(character in _BYTES for character in token):
         return bytes(_BYTES[character] for character in token)
     return token.encode()
-
-
-def _read_template(folder: Path) -> str:
-    """Return the text of the chat template that a checkpoint folder carries, or nothing."""
-    separate = folder / "chat_template.jinja"
-    refuse_pointer(separate)
-    if separate.is_file():
-        return separate.read_text(encoding="utf-8")
-    path = folder / "tokenizer_config.json"
-    if not path.is_file():
-        return ""
-    refuse_pointer(path)
-    try:
-        template: Any = json.loads(path.read_bytes()).get("chat_template")
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path}: not a JSON object ({error}); fetch the file again") from error
-    return template if isinstance(template, str) else ""

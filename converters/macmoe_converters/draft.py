@@ -168,7 +168,7 @@ class Draft:
         Raises:
             OSError: The disk is full, or fails.
         """
-        for path in (*self.content.iterdir(), self.content):
+        for path in (*self.content.rglob("*"), self.content):
             _force_to_disk(path)
         if self._out.exists():
             self._out.rename(self._replaced)

@@ -31,6 +31,7 @@ COMPANIONS = (
     "LICENSE",
     "added_tokens.json",
     "chat_template.jinja",
+    "chat_template.json",
     "generation_config.json",
     "merges.txt",
     "special_tokens_map.json",
@@ -38,6 +39,7 @@ COMPANIONS = (
     "tokenizer_config.json",
     "vocab.json",
 )
+TEMPLATES = ("additional_chat_templates", "chat_templates")  # folders with templates that have a name
 
 Progress = Callable[[int, int], None]
 
@@ -267,6 +269,11 @@ def _copy_companions(folders: Sequence[Path], out: Path) -> None:
         found = next((folder / name for folder in folders if (folder / name).is_file()), None)
         if found:
             shutil.copyfile(found, out / name)
+    for name in TEMPLATES:
+        files = next(filter(None, (sorted(folder.glob(f"{name}/*.jinja")) for folder in folders)), [])
+        for path in files:
+            (out / name).mkdir(exist_ok=True)
+            shutil.copyfile(path, out / name / path.name)
 
 
 def is_finished(output: Output, out: Path) -> bool:

@@ -5,13 +5,11 @@ No template is ever run. What a format writes and what users write is told apart
 
 from __future__ import annotations
 
-from macmoe.chat.deepseek_v3 import DeepSeekFormat
+from macmoe.chat.choice import FORMATS, format_for
 from macmoe.chat.events import AnswerText, CommentaryText, Event, ThinkingText, ToolCallEvent
 from macmoe.chat.format import EFFORT_BUDGETS, ChatFormat, Ending, Thinking
-from macmoe.chat.gpt_oss import HarmonyFormat
 from macmoe.chat.messages import Message, Segment, ToolCall
 from macmoe.chat.parser import Parser
-from macmoe.chat.qwen3 import Qwen3Format
 
 __all__ = [
     "EFFORT_BUDGETS",
@@ -28,10 +26,5 @@ __all__ = [
     "ThinkingText",
     "ToolCall",
     "ToolCallEvent",
+    "format_for",
 ]
-
-FORMATS: dict[str, type[ChatFormat]] = {
-    "qwen3": Qwen3Format,
-    "gpt_oss": HarmonyFormat,
-    "deepseek_v3": DeepSeekFormat,
-}

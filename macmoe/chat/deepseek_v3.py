@@ -11,6 +11,9 @@ published template never closes a single call; here every call is closed.
 | low, medium, high | on, closed after a budget | on, closed after a budget | error |
 
 After a tool result no tag can open a block: V3.1 then answers without thinking, whatever is set.
+
+R1 has had three templates. In the first the model opens its block itself; since February 2025 the prompt
+opens it, whatever is set; R1-0528 opens it itself again, also with `on`.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from macmoe.chat.messages import (
 )
 from macmoe.chat.parser import BlockParser, BlockSyntax, Parser, Vocabulary
 from macmoe.chat.payload import read_payload
+from macmoe.chat.templates import Wording, without_comments
 
 _BEGIN, _END = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 _USER, _ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
@@ -41,9 +45,29 @@ _CALLS, _CALLS_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>
 _CALL, _SEPARATOR, _CALL_END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
 _OUTPUTS, _OUTPUTS_END = "<｜tool▁outputs▁begin｜>", "<｜tool▁outputs▁end｜>"
 _OUTPUT, _OUTPUT_END = "<｜tool▁output▁begin｜>", "<｜tool▁output▁end｜>"
-# V3.1 gave this id to a search token; R1 and V3 still have the placeholder.
-_PLACEHOLDER = "<｜place▁holder▁no▁796｜>"
+# V3.1 gave the id of a placeholder, which R1 and V3 still have, to a search token.
+_PLACEHOLDER, _SEARCH = "<｜place▁holder▁no▁796｜>", "<｜search▁begin｜>"
+_TOOL_TOKENS = (
+    *(_CALLS, _CALLS_END, _CALL, _SEPARATOR, _CALL_END),
+    *(_OUTPUTS, _OUTPUTS_END, _OUTPUT, _OUTPUT_END),
+)
+# How V3.1's model card declares tools.
+_TOOLS = "\n\n## Tools\nYou have access to the following tools:\n\n"
+_RULES = "IMPORTANT: ALWAYS adhere to this exact format for tool use:\n"
+_NAMES = "tool_call_name tool_call_arguments {additional_tool_calls}"
+_NOTES = (
+    "\n\nWhere:",
+    "`tool_call_name` must be an exact match to one of the available tools",
+    "`tool_call_arguments` must be valid JSON that strictly follows the tool's Parameters Schema",
+    "For multiple tool calls, ",
+)
 _CHAINING = {"": "chain them directly without separators or spaces", "\n": "begin each one on a new line"}
+# What tells the templates apart, the first that is found counts.
+_FEATURES = {
+    "v3.1": re.compile(rf"\b(enable_)?thinking\b|{_ASSISTANT}{_CLOSE}"),
+    "r1-2025-02": re.compile(rf"{_ASSISTANT}[^{{}}%]{{0,20}}{_OPEN}(\n|\\n)"),
+    "r1-0528": re.compile(rf"{_USER}[^{{}}%]*{_ASSISTANT}"),
+}
 # Name and fence of V3's calls; V3.1 models sometimes write the fence as well.
 _TYPE = re.compile(r"\s*\w*\s*")
 _FENCED = re.compile(r"(?P<name>[\w.-]*)\s*```(?:json)?\n(?P<arguments>.*?)(?:\n?```)?", re.DOTALL)
@@ -56,8 +80,11 @@ class _Style:
     Attributes:
         model: Its name.
         openings: What the prompt ends with, by setting of `thinking`.
+        header: What stands before an earlier answer.
+        header_in_user_turn: Whether the header is the end of the user's turn, even if no answer follows.
         thought: What stands before and after the reasoning of an answer.
         cut: How many `</think>` cut off the content of an earlier answer before them (-1: all).
+        cut_after_tools: Whether they also do in an answer that follows the result of a tool.
         call: What stands before, between and after name and arguments of a call.
         calls_apart: What stands between two calls.
         outputs: What stands before, between and after the results of a turn.
@@ -65,8 +92,11 @@ class _Style:
 
     model: str
     openings: dict[str | None, str]
+    header: str = _ASSISTANT
+    header_in_user_turn: bool = False
     thought: tuple[str, str]
     cut: int
+    cut_after_tools: bool = False
     call: tuple[str, str, str]
     calls_apart: str
     outputs: tuple[str, str, str]
@@ -81,20 +111,28 @@ _V3 = _Style(
     calls_apart="\n",
     outputs=(_OUTPUTS, "\n", _OUTPUTS_END),
 )
+_R1 = replace(
+    _V3,
+    model="DeepSeek-R1",
+    openings={None: _ASSISTANT, "on": f"{_ASSISTANT}{_OPEN}\n"},
+    thought=(f"{_OPEN}\n", f"\n{_CLOSE}\n\n"),
+    cut=-1,
+)
 _STYLES = {
     "v3": _V3,
-    "r1": _Style(
-        model="DeepSeek-R1",
-        openings={None: _ASSISTANT, "on": f"{_ASSISTANT}{_OPEN}\n"},
-        thought=(f"{_OPEN}\n", f"\n{_CLOSE}\n\n"),
-        cut=-1,
-        call=_V3.call,
-        calls_apart=_V3.calls_apart,
-        outputs=_V3.outputs,
+    "r1": _R1,
+    "r1-2025-02": replace(_R1, openings=dict.fromkeys((None, "on"), f"{_ASSISTANT}{_OPEN}\n")),
+    "r1-0528": replace(
+        _R1,
+        model="DeepSeek-R1-0528",
+        openings=dict.fromkeys((None, "on"), _ASSISTANT),
+        header_in_user_turn=True,
+        cut_after_tools=True,
     ),
     "v3.1": _Style(
         model="DeepSeek-V3.1",
         openings={None: _ASSISTANT + _CLOSE, "off": _ASSISTANT + _CLOSE, "on": _ASSISTANT + _OPEN},
+        header=_ASSISTANT + _CLOSE,
         thought=(_OPEN, _CLOSE),
         cut=1,
         call=(_CALL, _SEPARATOR, _CALL_END),
@@ -106,11 +144,16 @@ _STYLES = {
 
 @dataclass(frozen=True, kw_only=True)
 class DeepSeekFormat(ChatFormat):
-    """DeepSeek: `variant` is "v3", "r1" or "v3.1"."""
+    """DeepSeek: `variant` is "v3", "r1", "r1-2025-02", "r1-0528" or "v3.1"."""
 
     variant: str = "v3.1"
 
     required: ClassVar = (_BEGIN, _END, _USER, _ASSISTANT)
+    wording: ClassVar = Wording(
+        needed=(_USER, _ASSISTANT),
+        tags=(_BEGIN, _END, _OPEN, _CLOSE, "<|EOT|>", *_TOOL_TOKENS),
+        sentences=" ".join([_TOOLS, _RULES, _NAMES, *_NOTES, *_CHAINING.values()]),
+    )
     stops: ClassVar = (_END,)
     starts: ClassVar = {
         _ASSISTANT: "auto",
@@ -122,11 +165,18 @@ class DeepSeekFormat(ChatFormat):
 
     @classmethod
     def for_model(cls, vocabulary: Vocabulary) -> Self:
-        """Tell by the vocabulary: V3 has no `<think>`, V3.1 renamed a placeholder that R1 has."""
+        """Tell by the template where it can, else by the vocabulary.
+
+        V3 has no `<think>`. V3.1 renamed a placeholder that R1 has; R1's have one of three templates.
+        """
+        template = without_comments(vocabulary.template)
+        told = (name for name, feature in _FEATURES.items() if feature.search(template))
         if vocabulary.token_id(_OPEN) is None:
             variant = "v3"
+        elif vocabulary.token_id(_SEARCH) is None and _CLOSE in template:
+            variant = next(told, "r1")
         else:
-            variant = "v3.1" if vocabulary.token_id(_PLACEHOLDER) is None else "r1"
+            variant = next(told, "v3.1" if vocabulary.token_id(_PLACEHOLDER) is None else "r1")
         return replace(super().for_model(vocabulary), variant=variant)
 
     @property
@@ -148,7 +198,7 @@ class DeepSeekFormat(ChatFormat):
         """The closing tag."""
         return self._style.thought[1]
 
-    def parser(self, vocabulary: Vocabulary, start: str) -> Parser:
+    def parser(self, vocabulary: Vocabulary, start: str, tools: Tools = ()) -> Parser:  # noqa: ARG002
         """Return a parser that starts in the state thinking, answer or auto."""
         return BlockParser(vocabulary, _SYNTAX, start)
 
@@ -159,6 +209,8 @@ class DeepSeekFormat(ChatFormat):
         for before, message, after in with_neighbors([turn for turn in messages if not turn.instructs]):
             if message.role == "user":
                 segments += [control(_USER), literal(message.content)]
+                unanswered = self._style.header_in_user_turn and after in ("user", "tool")
+                segments.append(control(self._style.header if unanswered else ""))
             elif message.role == "tool":
                 segments += self._tool_result(message, first=before != "tool", last=after != "tool")
             else:
@@ -168,9 +220,10 @@ class DeepSeekFormat(ChatFormat):
 
     def _past_answer(self, message: Message, before: str) -> list[Segment]:
         """Write an answer as history shows it, cutting off reasoning that stands in the content."""
-        cut = 0 if before == "tool" else self._style.cut
+        cut = self._style.cut if before != "tool" or self._style.cut_after_tools else 0
+        only_after_user = self._style.header_in_user_turn and before != "user"
         return [
-            control(self.openings[None] if self._has_header(before) else ""),
+            control(self._style.header if self._has_header(before) and not only_after_user else ""),
             literal(message.content.split(_CLOSE, cut)[-1]),
             *self._calls(message.tool_calls),
         ]
@@ -228,7 +281,7 @@ class DeepSeekFormat(ChatFormat):
         """Declare tools in the words of V3.1's model card, with the call spelled as this model spells it."""
         if not tools:
             return []
-        segments = [control("\n\n## Tools\nYou have access to the following tools:\n\n")]
+        segments = [control(_TOOLS)]
         for function in (tool["function"] for tool in tools):
             description, parameters = (
                 function.get("description") or "",
@@ -238,14 +291,10 @@ class DeepSeekFormat(ChatFormat):
                 literal(f"### {function['name']}\nDescription: {description}\n\nParameters: {parameters}\n\n")
             )
         before, between, after = self._style.call
-        rules = (
-            "IMPORTANT: ALWAYS adhere to this exact format for tool use:\n"
-            f"{_CALLS}{before}tool_call_name{between}tool_call_arguments{after}{{additional_tool_calls}}{_CALLS_END}"
-            "\n\nWhere:\n- `tool_call_name` must be an exact match to one of the available tools\n"
-            "- `tool_call_arguments` must be valid JSON that strictly follows the tool's Parameters Schema\n"
-            f"- For multiple tool calls, {_CHAINING[self._style.calls_apart]}"
-        )
-        return [*segments, control(rules)]
+        name, arguments, more = _NAMES.split()
+        call = f"{_CALLS}{before}{name}{between}{arguments}{after}{more}{_CALLS_END}"
+        notes = "\n- ".join(_NOTES)
+        return [*segments, control(f"{_RULES}{call}{notes}{_CHAINING[self._style.calls_apart]}")]
 
 
 def _read_call(text: str) -> ToolCallEvent | None:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from macmoe.chat.messages import Message, Segment, check_tools, control, joined
 from macmoe.chat.parser import Parser, Vocabulary
+from macmoe.chat.templates import Wording
 from macmoe.errors import ChatFormatError
 
 Thinking = Literal["off", "on", "low", "medium", "high"]
@@ -58,6 +59,8 @@ class ChatFormat(ABC):
     """Control tokens that end the model's turn."""
     words_after: ClassVar[tuple[str, tuple[str, ...]] | None] = None
     """A control token, and the words one of which the model has to write after it."""
+    wording: ClassVar[Wording]
+    """What the chat templates write that the format knows."""
     starts: ClassVar[Mapping[str, str]]
     """State in which the parser starts, by the control text that a rendering has last of all these."""
 
@@ -77,8 +80,14 @@ class ChatFormat(ABC):
         """What makes the model stop thinking and answer; empty where it never thinks."""
 
     @abstractmethod
-    def parser(self, vocabulary: Vocabulary, start: str) -> Parser:
-        """Return a parser for what follows a rendering; `start` is what `start_of` says of that rendering."""
+    def parser(self, vocabulary: Vocabulary, start: str, tools: Tools = ()) -> Parser:
+        """Return a parser for what follows a rendering.
+
+        Args:
+            vocabulary: Of the model.
+            start: What `start_of` says of that rendering.
+            tools: What it declares; where calls do not say the types of their arguments, these do.
+        """
 
     @abstractmethod
     def _turns(self, conversation: Conversation) -> list[Segment]:

@@ -35,6 +35,7 @@ from macmoe.chat.harmony import (
 )
 from macmoe.chat.messages import Message, Segment, ToolCall, control, literal, with_neighbors
 from macmoe.chat.parser import Parser, Vocabulary
+from macmoe.chat.templates import Wording
 from macmoe.chat.typescript import declare_functions
 from macmoe.errors import ChatFormatError
 
@@ -59,6 +60,15 @@ class HarmonyFormat(ChatFormat):
 
     required: ClassVar = (START, CHANNEL, MESSAGE, END, RETURN, CALL)
     stops: ClassVar = (RETURN, CALL, END_OF_TEXT)
+    wording: ClassVar = Wording(
+        needed=(
+            START,
+            CHANNEL,
+            MESSAGE,
+            "You are ChatGPT, a large language model trained by OpenAI",
+            "Valid channels: analysis, commentary, final",
+        )
+    )
     words_after: ClassVar = (CHANNEL, ("analysis", "commentary", "final"))
     starts: ClassVar = {_ASSISTANT: "header", f"{CHANNEL}final{MESSAGE}": "answer"}
 
@@ -86,7 +96,7 @@ class HarmonyFormat(ChatFormat):
             )
         return None
 
-    def parser(self, vocabulary: Vocabulary, start: str) -> Parser:
+    def parser(self, vocabulary: Vocabulary, start: str, tools: Tools = ()) -> Parser:  # noqa: ARG002
         """Return a parser that starts in the state header, thinking or answer."""
         return HarmonyParser(vocabulary, start)
 

@@ -31,6 +31,7 @@ from macmoe.chat.messages import (
 )
 from macmoe.chat.parser import BlockParser, BlockSyntax, Parser, Vocabulary
 from macmoe.chat.payload import read_named_call
+from macmoe.chat.templates import Wording, without_comments
 
 _OPEN, _CLOSE = "<think>", "</think>"
 _EMPTY_BLOCK = "<think>\n\n</think>\n\n"
@@ -55,6 +56,12 @@ _TOOLS_AFTER = (
     "<tool_call></tool_call> XML tags:\n<tool_call>\n"
     '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
 )
+QWEN3_TAGS = (
+    *("<think>", "</think>", "<tools>", "</tools>", "<tool_call>", "</tool_call>"),
+    *("<tool_response>", "</tool_response>", "<function-name>", "<args-json-object>", "<|endoftext|>"),
+    # Of templates that could show images as well.
+    *("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
+)
 _OPENS_BLOCK = re.compile(r"<\|im_start\|>assistant(\n|\\n)<think>")
 
 
@@ -66,16 +73,21 @@ class Qwen3Format(ChatFormat):
 
     required: ClassVar = ("<|im_start|>", "<|im_end|>")
     stops: ClassVar = ("<|im_end|>", "<|endoftext|>")
+    wording: ClassVar = Wording(
+        needed=("<|im_start|>", "<|im_end|>"), tags=QWEN3_TAGS, sentences=_TOOLS_BEFORE + _TOOLS_AFTER
+    )
     starts: ClassVar = {_ASSISTANT: "auto", _OPEN: "thinking", _CLOSE: "answer"}
 
     @classmethod
     def for_model(cls, vocabulary: Vocabulary) -> Self:
         """Tell by the template: only hybrid ones have a switch, only Thinking ones open the block."""
-        template = vocabulary.template
-        if not template or "enable_thinking" in template:
+        template = without_comments(vocabulary.template)
+        if not template.strip() or "enable_thinking" in template:
             variant = "hybrid"
         else:
-            variant = "thinking" if _OPENS_BLOCK.search(template) else "instruct"
+            _, asked, prompt = template.rpartition("add_generation_prompt")
+            opens = bool(asked) and _OPEN in prompt and _CLOSE not in prompt
+            variant = "thinking" if opens or _OPENS_BLOCK.search(template) else "instruct"
         return replace(super().for_model(vocabulary), variant=variant)
 
     @property
@@ -93,7 +105,7 @@ class Qwen3Format(ChatFormat):
         """The sentence of the technical report, then the closing tag."""
         return "" if self.variant == "instruct" else _CLOSING
 
-    def parser(self, vocabulary: Vocabulary, start: str) -> Parser:
+    def parser(self, vocabulary: Vocabulary, start: str, tools: Tools = ()) -> Parser:  # noqa: ARG002
         """Return a parser that starts in the state thinking, answer or auto."""
         return BlockParser(vocabulary, _SYNTAX, start)
 

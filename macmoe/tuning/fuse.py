@@ -32,6 +32,7 @@ from macmoe.nn.quantized import StackedLinear
 from macmoe.sampling import log_probabilities
 from macmoe.scoring import divergence
 from macmoe.shards import INDEX
+from macmoe.tokenizer_files import NAMED_TEMPLATES
 
 Precision = Literal["base", "8bit", "full"]
 # What is tried next where too little is kept.
@@ -247,9 +248,10 @@ def write_fused(
         draft.mkdir(parents=True)
         _write_shards(_tensors(source, modules), draft)
         write_json(draft / "config.json", _fused_config(source.config, modules))
-        for path in sorted(source.folder.iterdir()):
-            if path.name.endswith(COPIED) and path.name not in NOT_COPIED:
-                shutil.copyfile(path, draft / path.name)
+        for path in _companions(source.folder):
+            copy = draft / path.relative_to(source.folder)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, copy)
         marker = {"format_version": FORMAT_VERSION, "macmoe_version": macmoe.__version__, **facts}
         write_json(draft / MARKER, marker)
         draft.rename(out)
@@ -257,6 +259,13 @@ def write_fused(
         raise CheckpointError(f"{out}: cannot be written ({error}); nothing was kept") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _companions(folder: Path) -> list[Path]:
+    """Return the tokenizer and its like, and the templates that have a name."""
+    named = [path for name in NAMED_TEMPLATES for path in folder.glob(f"{name}/*.jinja")]
+    found = [path for path in folder.iterdir() if path.name.endswith(COPIED) and path.is_file()]
+    return sorted([*named, *(path for path in found if path.name not in NOT_COPIED)])
 
 
 def _write_shards(tensors: Iterator[tuple[str, mx.array]], folder: Path) -> None:

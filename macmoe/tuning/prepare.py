@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from macmoe.chat import FORMATS, ChatFormat
+from macmoe.chat import ChatFormat, format_for
 from macmoe.chat.gpt_oss import HarmonyFormat
 from macmoe.config import load_config
 from macmoe.errors import UsageError
@@ -107,7 +107,7 @@ def open_format(model: str) -> tuple[ChatFormat, Tokenizer]:
     folder = model_files(model, DESCRIPTIONS)
     family = family_of(load_config(folder), str(folder / "config.json"))
     tokenizer = Tokenizer.from_folder(folder)
-    return FORMATS[family.name].for_model(tokenizer), tokenizer
+    return format_for(family.name, tokenizer), tokenizer
 
 
 def prepare(options: DataOptions, chat: ChatFormat, tokenizer: Tokenizer) -> dict[str, Prepared]:

@@ -44,8 +44,12 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 def golden(prefix: str = "") -> list[Any]:
     """Return pytest parameters for all golden records of one kind, or one parameter that is skipped."""
-    files = [SHARED / "golden" / f"{prefix}{family}.jsonl" for family in FAMILIES]
-    records = [record for file in files for record in lines_of(file)]
+    return golden_file(*(f"{prefix}{family}" for family in FAMILIES))
+
+
+def golden_file(*names: str) -> list[Any]:
+    """Return pytest parameters for the golden records of some files, or one parameter that is skipped."""
+    records = [record for name in names for record in lines_of(SHARED / "golden" / f"{name}.jsonl")]
     if not records:
         reason = "the golden data folder ../shared is not on this machine"
         return [pytest.param({}, id="golden", marks=pytest.mark.skip(reason=reason))]

@@ -56,6 +56,17 @@ PROMPTS = {
         "off": None,
         "on": (f"{DEEPSEEK}<think>\n", "thinking"),
     },
+    ("deepseek_v3", "r1-2025-02"): {
+        None: (f"{DEEPSEEK}<think>\n", "thinking"),
+        "off": None,
+        "high": (f"{DEEPSEEK}<think>\n", "thinking"),
+    },
+    ("deepseek_v3", "r1-0528"): {
+        None: (DEEPSEEK, "auto"),
+        "off": None,
+        "on": (DEEPSEEK, "auto"),
+        "low": (DEEPSEEK, "auto"),
+    },
     ("deepseek_v3", "v3"): {None: (DEEPSEEK, "auto"), "off": (DEEPSEEK, "auto"), "on": None},
 }
 MODELS = [pytest.param(*model, id="-".join(filter(None, model))) for model in PROMPTS]

@@ -19,6 +19,7 @@ from tests.chat.records import (
     family_of,
     format_of,
     golden,
+    golden_file,
     lines_of,
     vectors,
 )
@@ -66,6 +67,13 @@ def test_rendering_has_the_official_text_and_ids(record):
     segments = format_of(record).render(**arguments_of(record), ending=ending_of(record))
     assert text_of(segments) == expected(record, "text")
     assert real(record["family"]).encode_segments(segments) == expected(record, "ids")
+
+
+@pytest.mark.parametrize("record", golden_file("r1_qwen3"))
+def test_rendering_of_r1_0528_has_the_official_text(record):
+    fmt = DeepSeekFormat(variant="r1-0528")
+    segments = fmt.render(**arguments_of(record), ending=ending_of(record))
+    assert text_of(segments) == record["expected_text"]
 
 
 @pytest.mark.parametrize("record", vectors())

@@ -96,6 +96,17 @@ def test_folder_says_where_it_comes_from(tmp_path, source):
     assert str(tmp_path) not in (tmp_path / "out" / "macmoe.json").read_text()
 
 
+def test_chat_templates_come_along_in_each_of_their_forms(tmp_path, source):
+    names = ("chat_template.jinja", "chat_template.json", "additional_chat_templates/tool_use.jinja")
+    for name in (*names, "additional_chat_templates/run.py", "chat_templates/rag.jinja"):
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text(name)
+    open_conversion(source).write(tmp_path / "out")
+    found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*chat*/*")}
+    assert found == {"additional_chat_templates/tool_use.jinja", "chat_templates/rag.jinja"}
+    assert all((tmp_path / "out" / name).read_text() == name for name in names)
+
+
 def test_hashes_can_be_left_out(tmp_path, source):
     open_conversion(source).write(tmp_path / "out", hashes=False)
     assert "sha256" not in json.loads((tmp_path / "out" / "macmoe.json").read_text())

@@ -152,6 +152,16 @@ def test_fused_matrices_have_the_type_that_they_had(name: str, tmp_path: Path):
     assert {name: info.dtype for name, info in found.items() if name in kept} == kept
 
 
+def test_chat_templates_that_have_a_name_come_along(tmp_path: Path):
+    source = tmp_path / "source"
+    shutil.copytree(find_model("tiny:qwen3"), source)
+    (source / "additional_chat_templates").mkdir(parents=True)
+    (source / "additional_chat_templates" / "tool_use.jinja").write_text("T")
+    write_fused(open_weights(source), {}, tmp_path / "fused", {})
+    assert (tmp_path / "fused" / "additional_chat_templates" / "tool_use.jinja").read_text() == "T"
+    assert (tmp_path / "fused" / "tokenizer.json").is_file()
+
+
 def test_a_fused_model_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path: Path):
     model, adapter = prepared("tiny:qwen3", 0.5)
     modules, effects = fused(model, adapter)
