@@ -2,25 +2,57 @@
 
 from __future__ import annotations
 
-# What a record can hold, by the names that data sets give it.
+# What a record can hold, by the names that data sets give it, in lower case.
 RECORD_FIELDS: dict[str, tuple[str, ...]] = {
-    "messages": ("messages", "conversations", "conversation", "chat"),
+    "messages": ("messages", "conversations", "conversation", "chat", "dialogue"),
     "prompt": ("prompt", "question", "problem", "query"),
-    "completion": ("completion", "response", "answer", "output", "solution"),
-    "reasoning": ("reasoning", "reasoning_content", "cot"),
+    "completion": ("completion", "response", "answer", "output", "solution", "generated_solution"),
+    "reasoning": ("reasoning", "reasoning_content", "cot", "complex_cot"),
     "text": ("text",),
     "system": ("system", "system_prompt"),
     "tools": ("tools", "functions"),
     "thinking": ("thinking", "enable_thinking", "thinking_mode", "reasoning_effort", "effort"),
+    "instruction": ("instruction", "instructions"),
+    "input": ("input", "inputs"),
+    "context": ("context",),
+    "target": ("target", "targets"),
+    "user": ("user", "human"),
+    "assistant": ("assistant",),
+    "history": ("history",),
 }
+FIELD_OF = {spelling: name for name, spellings in RECORD_FIELDS.items() for spelling in spellings}
+
+# What says how to read a row and what comes before it; empty, it is absent.
+SETTINGS = ("system", "tools", "thinking")
+BESIDE = ("reasoning", "history", *SETTINGS)
 
 # The forms of a record: the fields that make it one, and those it may have. The first that fits counts.
 FORMS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
-    (("messages",), ("system", "tools", "thinking")),
-    (("prompt", "completion"), ("reasoning", "system", "tools", "thinking")),
-    (("prompt",), ("system", "tools", "thinking")),
+    (("messages",), SETTINGS),
+    (("prompt", "completion"), BESIDE),
+    (("instruction", "completion"), ("input", "context", *BESIDE)),  # Alpaca, Dolly
+    (("input", "completion"), BESIDE),
+    (("input", "target"), BESIDE),
+    (("user", "assistant"), BESIDE),
+    (("prompt",), ("history", *SETTINGS)),
+    (("instruction",), ("input", "context", "history", *SETTINGS)),
     (("text",), ()),
 )
+# What a message about a row of no form names; the others are spellings of these.
+MAIN_FORMS = (("messages",), ("prompt", "completion"), ("prompt",), ("text",))
+# The fields of a form that are the question, in this order and a blank line apart, and those that answer it.
+QUESTION = ("prompt", "instruction", "input", "context", "user")
+ANSWER = ("completion", "target", "assistant")
+
+# Two answers to one question, the better one first.
+PAIRS = (
+    ("chosen", "rejected"),
+    ("chosen_response", "rejected_response"),
+    ("preferred_output", "non_preferred_output"),
+    ("preferred", "rejected"),
+)
+# Whether an answer was liked, as KTO takes it: true or false.
+RATINGS = ("label", "kto_tag")
 
 # What data sets call the fields of a message; `macmoe.chat.history` knows what they share with clients.
 MESSAGE_FIELDS: dict[str, tuple[str, ...]] = {
