@@ -3,16 +3,19 @@ BIN := .venv/bin
 QUESTION ?= What is 347 + 586?
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench assets lock run-environment test-environment
+.PHONY: help demo test test-all check format docs bench assets lock run-environment test-environment
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: run-environment  ## ask a built-in model a question, thinking shown
 	$(BIN)/macmoe generate --model tiny:qwen3 --temperature 0 --thinking on "$(QUESTION)"
 
 test: test-environment  ## run the tests
 	@$(BIN)/python -m pytest $(TESTS)
+
+test-all: test-environment  ## run the tests, and the long forms of some
+	@$(BIN)/python -m pytest -m "long or not long" $(TESTS)
 
 check: test-environment  ## lint, check the format, the types and the layers
 	@$(BIN)/ruff check
@@ -23,6 +26,9 @@ check: test-environment  ## lint, check the format, the types and the layers
 format: test-environment  ## sort imports, apply safe fixes, format
 	@$(BIN)/ruff check --fix-only
 	@$(BIN)/ruff format
+
+docs: test-environment  ## write docs/commands.md and docs/python.md again
+	@$(BIN)/python scripts/reference.py
 
 bench: test-environment  ## measure start-up against the peer
 	@$(BIN)/python tests/bench/startup.py

@@ -15,6 +15,7 @@ from mlx.utils import tree_flatten
 
 from macmoe.config import Quantization, load_config, load_json, read_quantization
 from macmoe.errors import CheckpointError
+from macmoe.families import known_config
 from macmoe.nn.quantized import pack_modules
 from macmoe.shards import Shards, TensorInfo, first_five
 
@@ -64,7 +65,7 @@ class Checkpoint:
         infos: Types and shapes of all tensors, by name.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, allow_unknown_keys: bool = False) -> None:
         """Open the folder and check the headers of its files.
 
         Raises:
@@ -72,7 +73,9 @@ class Checkpoint:
             CheckpointError: The weights are missing or damaged, or of a later format.
         """
         self.folder = Path(folder)
-        self.config = load_config(self.folder)
+        file = str(self.folder / "config.json")
+        data = load_config(self.folder)
+        self.config = known_config(data, file, allow_unknown_keys=allow_unknown_keys)
         version = load_json(self.folder / MARKER).get("format_version")
         if version != FORMAT_VERSION:
             raise CheckpointError(

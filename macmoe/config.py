@@ -1,4 +1,4 @@
-"""Strict reading of config.json: every key is used, or listed with a reason, or an error.
+"""Strict reading of config.json: every key is used, has the expected value, is bookkeeping, or is an error.
 
 Two spellings exist: the hub's (`rope_theta` + `rope_scaling`, `torch_dtype`) and that of transformers 5
 (`rope_parameters`, `dtype`). Both are accepted. Architecture values have no defaults: a missing key is an
@@ -7,49 +7,28 @@ error, never a different model.
 
 import difflib
 import json
-import sys
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any
 
+from macmoe.config_keys import is_empty
+from macmoe.config_reader import ConfigReader
 from macmoe.errors import ConfigError
-
-T = TypeVar("T")
-D = TypeVar("D")
-
-_REQUIRED: Any = object()
-LARGEST = sys.float_info.max
-
-# Keys that every family's file may hold and that do not change what the model computes.
-COMMON_IGNORED = {
-    "architectures": "class names of another library",
-    "attention_dropout": "training only",
-    "auto_map": "remote code, never executed",
-    "bos_token_id": "read from generation_config.json and the tokenizer",
-    "dtype": "the tensors say their own type",
-    "eos_token_id": "read from generation_config.json and the tokenizer",
-    "initializer_range": "training only",
-    "model_type": "chooses the family",
-    "output_router_logits": "training only",
-    "pad_token_id": "read from the tokenizer",
-    "quantization": "read by read_quantization",
-    "quantization_config": "read by the converters",
-    "router_aux_loss_coef": "training only",
-    "torch_dtype": "the tensors say their own type",
-    "transformers_version": "information only",
-    "use_cache": "a run-time choice",
-}
+from macmoe.files import refuse_pointer
+from macmoe.quantization_methods import BESIDE, unsupported, unsupported_beside
 
 
 def load_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        ConfigError: The file is missing, unreadable, or not a JSON object.
+        ConfigError: The file is missing, unreadable, a pointer of Git LFS, or not a JSON object.
     """
+    refuse_pointer(path, ConfigError)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: not found; a model folder needs it") from None
     except json.JSONDecodeError as error:
@@ -63,8 +42,43 @@ def load_json(path: Path) -> dict[str, Any]:
 
 
 def load_config(folder: Path) -> dict[str, Any]:
-    """Read the config.json of a model folder."""
-    return load_json(Path(folder) / "config.json")
+    """Read the config.json of a model folder.
+
+    Raises:
+        ConfigError: The file is missing or invalid, or one beside it says that another method quantized the
+            weights.
+    """
+    path = Path(folder) / "config.json"
+    data = load_json(path)
+    refuse_quantization(data, str(path))
+    for name in BESIDE if is_empty(data.get("quantization")) else ():
+        beside = path.with_name(name)
+        if beside.is_file() and (method := unsupported_beside(name, load_json(beside))):
+            raise _quantized(str(beside), method)
+    return data
+
+
+def _quantized(file: str, method: str) -> ConfigError:
+    return ConfigError(
+        f"{file}: the weights are quantized with {method}, which is not supported; get the original model "
+        "(or one in FP8 blocks, MXFP4, or mlx-lm's formats)"
+    )
+
+
+def refuse_quantization(data: Mapping[str, Any], file: str) -> None:
+    """Refuse weights that were quantized in a way that cannot be read, before anything else is said.
+
+    Raises:
+        ConfigError: They are; the message names the method.
+    """
+    own = data.get("quantization")
+    if isinstance(own, Mapping) and "quant_algo" in own and (method := unsupported(own)):
+        raise _quantized(file, method)
+    for key in ("quantization_config", "compression_config"):
+        settings = data.get(key)
+        copied = isinstance(own, Mapping) and isinstance(settings, Mapping) and "quant_method" not in settings
+        if not copied and (method := unsupported(settings)):
+            raise _quantized(file, method)
 
 
 def nearest(word: str, known: Mapping[str, Any] | set[str] | list[str]) -> str:
@@ -73,96 +87,36 @@ def nearest(word: str, known: Mapping[str, Any] | set[str] | list[str]) -> str:
     return f"; did you mean '{matches[0]}'?" if matches else ""
 
 
-def _fits(value: Any, kind: type) -> bool:
-    if kind is float:  # JSON as Python reads it has NaN and Infinity, too
-        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, kind)
+def model_reader(data: Mapping[str, Any], file: str) -> ConfigReader:
+    """Return a reader of a config.json, in which bookkeeping is known and whose weights can be read.
 
-
-class ConfigReader:
-    """Hands out the keys of one JSON object and finds, at the end, those that nobody asked for.
-
-    Args:
-        data: The object.
-        file: What to call it in errors, for example "/models/x/config.json".
+    Raises:
+        ConfigError: Another method quantized the weights, or the model ends in another head.
     """
+    refuse_quantization(data, file)
+    _check_head(data.get("architectures"), file)
+    reader = ConfigReader(data, file)
+    reader.ignore_bookkeeping()
+    return reader
 
-    def __init__(self, data: Mapping[str, Any], file: str) -> None:
-        self.data = data
-        self.file = file
-        self._known: set[str] = set()
 
-    def _find(self, names: tuple[str, ...]) -> str | None:
-        """Return the spelling in use; two spellings that disagree are an error."""
-        self._known.update(names)
-        present = [name for name in names if self.data.get(name) is not None]
-        if len({json.dumps(self.data[name], sort_keys=True) for name in present}) > 1:
-            raise ConfigError(f"{self.file}: {' and '.join(present)} mean the same and disagree; keep one")
-        return present[0] if present else None
-
-    @overload
-    def take(self, key: str, kind: type[T], *, aliases: tuple[str, ...] = ()) -> T: ...
-
-    @overload
-    def take(self, key: str, kind: type[T], default: D, *, aliases: tuple[str, ...] = ()) -> T | D: ...
-
-    def take(self, key: str, kind: type, default: Any = _REQUIRED, *, aliases: tuple[str, ...] = ()) -> Any:
-        """Return the value of `key` (or of an alias of it), checked to be a `kind`; null counts as absent.
-
-        Raises:
-            ConfigError: The key is absent and has no default, or its value has another type.
-        """
-        found = self._find((key, *aliases))
-        if found is None:
-            if default is not _REQUIRED:
-                return default
-            unused = set(self.data) - self._known
-            raise ConfigError(f"{self.file}: key '{key}' is missing{nearest(key, unused)}")
-        value = self.data[found]
-        if not _fits(value, kind):
-            raise ConfigError(f"{self.file}: key '{found}' is {value!r} where {kind.__name__} is needed")
-        return float(value) if kind is float else value
-
-    def size(
-        self, key: str, default: Any = _REQUIRED, *, least: int = 1, aliases: tuple[str, ...] = ()
-    ) -> Any:
-        """Return the value of a key that counts something: an integer, or the default.
-
-        Raises:
-            ConfigError: As `take`, and where it is less than `least`.
-        """
-        value = self.take(key, int, default, aliases=aliases)
-        if value is not None and value < least:
-            raise ConfigError(f"{self.file}: key '{key}' is {value}; it has to be at least {least}")
-        return value
-
-    def expect(self, key: str, value: Any, why: str) -> None:
-        """Insist that `key` is absent or has the one supported value."""
-        self._known.add(key)
-        if self.data.get(key) is not None and self.data[key] != value:
-            raise ConfigError(
-                f"{self.file}: key '{key}' is {self.data[key]!r}; only {value!r} is supported: {why}"
-            )
-
-    def ignore(self, reasons: Mapping[str, str]) -> None:
-        """Accept these keys without using them; each has its reason."""
-        self._known.update(reasons)
-
-    def finish(self) -> None:
-        """Raise ConfigError if any key was neither taken nor ignored."""
-        for key in self.data:
-            if key not in self._known:
-                raise ConfigError(
-                    f"{self.file}: unknown key '{key}'{nearest(key, self._known)}; "
-                    "ignoring it could silently change what the model computes"
-                )
+def _check_head(names: Any, file: str) -> None:
+    """Refuse classifiers, reward models, drafts, ...: what they compute is not the next token."""
+    heads = [re.sub(r".*?For", "", name) for name in names or () if isinstance(name, str) and "For" in name]
+    if heads and "CausalLM" not in heads:
+        raise ConfigError(
+            f"{file}: architectures is {names!r}; its output is not the next token, which is all that macmoe "
+            "computes (...ForCausalLM)"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class YarnConfig:
-    """Parameters of YaRN (arXiv 2309.00071), under the names of config.json."""
+    """Parameters of YaRN (arXiv 2309.00071), under the names of config.json.
+
+    `attention_factor` is the whole factor of cos and sin, `attn_factor` multiplies the one that YaRN has by
+    itself (vLLM's key, which DeepSeek-R1-0528-Qwen3-8B uses to undo it).
+    """
 
     factor: float
     original_max_position_embeddings: int
@@ -172,6 +126,7 @@ class YarnConfig:
     attention_factor: float | None
     mscale: float | None
     mscale_all_dim: float | None
+    attn_factor: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,10 +136,18 @@ class RopeConfig:
     theta: float
     yarn: YarnConfig | None
 
+    def longest(self, max_position: int) -> int:
+        """Return the longest context: YaRN switched on by hand leaves max_position_embeddings behind."""
+        if self.yarn is None:
+            return max_position
+        return max(max_position, int(self.yarn.factor * self.yarn.original_max_position_embeddings))
+
 
 def _read_yarn(reader: ConfigReader, max_position: int) -> YarnConfig:
     original = reader.size("original_max_position_embeddings", max_position)
-    return YarnConfig(
+    reader.expect("extrapolation_factor", 1.0, "fast rotations stay as they are")
+    reader.expect("apply_yarn_scaling", True, "cos and sin are scaled as YaRN says")
+    yarn = YarnConfig(
         factor=reader.take("factor", float),
         original_max_position_embeddings=original,
         beta_fast=reader.take("beta_fast", float, 32.0),
@@ -193,19 +156,47 @@ def _read_yarn(reader: ConfigReader, max_position: int) -> YarnConfig:
         attention_factor=reader.take("attention_factor", float, None),
         mscale=reader.take("mscale", float, None),
         mscale_all_dim=reader.take("mscale_all_dim", float, None),
+        attn_factor=reader.take("attn_factor", float, 1.0),
     )
+    if yarn.attention_factor is not None and yarn.attn_factor != 1:
+        raise ConfigError(
+            f"{reader.file}: attention_factor is the whole factor and attn_factor a part of it; keep one"
+        )
+    return yarn
 
 
-def read_rope(reader: ConfigReader, max_position: int) -> RopeConfig:
+def _rope_object(reader: ConfigReader) -> dict[str, Any]:
+    """Join the objects of both spellings; one for each type of layer has to be the same for all."""
+    old: dict[str, Any] = reader.take("rope_scaling", dict, {})
+    new: dict[str, Any] = reader.take("rope_parameters", dict, {})
+    layers = [value for value in new.values() if isinstance(value, dict)]
+    if layers and len(layers) == len(new):
+        if any(each != layers[0] for each in layers):
+            raise ConfigError(f"{reader.file}: rope_parameters differ between types of layers")
+        new = layers[0]
+    for key in old.keys() & new.keys():
+        if old[key] != new[key]:
+            raise ConfigError(
+                f"{reader.file}: rope_scaling and rope_parameters mean the same and disagree; keep one"
+            )
+    return old | new
+
+
+def read_rope(
+    reader: ConfigReader, max_position: int, default: Mapping[str, Any] | None = None
+) -> RopeConfig:
     """Read `rope_theta` + `rope_scaling` (hub) or `rope_parameters` (transformers 5).
+
+    Args:
+        reader: Of config.json.
+        max_position: Its max_position_embeddings.
+        default: Stands for an object that is not there.
 
     Raises:
         ConfigError: No base frequency, an unknown rope type, or an unknown key inside the object.
     """
-    scaling = reader.take("rope_scaling", dict, None, aliases=("rope_parameters",))
-    theta = reader.take("rope_theta", float, None)
-    inner = ConfigReader(scaling or {}, f"{reader.file}: rope_scaling")
-    theta = inner.take("rope_theta", float, theta)
+    inner = reader.inside("rope_scaling", _rope_object(reader) or default or {})
+    theta = inner.take("rope_theta", float, reader.take("rope_theta", float, None))
     if theta is None:
         raise ConfigError(f"{reader.file}: key 'rope_theta' is missing (also inside rope_parameters)")
     kind = inner.take("rope_type", str, "default", aliases=("type",))
@@ -255,6 +246,9 @@ QUANTIZATION_MODES = {
 }
 
 
+ENTRY = ("group_size", "bits", "mode", "global_scale")
+
+
 def _read_entry(data: Mapping[str, Any], file: str) -> Quantization:
     reader = ConfigReader(data, file)
     entry = Quantization(
@@ -287,10 +281,18 @@ def read_quantization(
     where = f"{file}: quantization"
     if not isinstance(table, dict):
         raise ConfigError(f"{where} is {table!r} where an object is needed")
-    top = {key: value for key, value in table.items() if not isinstance(value, dict) and value is not False}
     paths = {
-        key: _read_entry(value, f"{where}: {key}") if value else None
-        for key, value in table.items()
-        if isinstance(value, dict) or value is False
+        key: value for key, value in table.items() if key not in ENTRY and isinstance(value, dict | bool)
     }
-    return (_read_entry(top, where) if top else None), paths
+    rest = {key: value for key, value in table.items() if key not in paths}
+    top = _read_entry(rest, where) if rest else None
+    return top, {path: _read_path(value, top, f"{where}: {path}") for path, value in paths.items()}
+
+
+def _read_path(value: dict[str, Any] | bool, top: Quantization | None, file: str) -> Quantization | None:
+    """Read the entry of one matrix: mlx-lm writes true for "as all others" and false for "not at all"."""
+    if value is True:
+        if top is None:
+            raise ConfigError(f"{file} is true, and there is no packing that holds for all matrices")
+        return top
+    return _read_entry(value, file) if value else None

@@ -42,10 +42,17 @@ class WordConstraint:
 
     def begin(self, tokens: Sequence[int]) -> None:
         """Start after these tokens, whatever came before them."""
+        self.begin_rows([tokens])
+
+    def begin_rows(self, rows: Sequence[Sequence[int]]) -> None:
+        """Start after the tokens of each of several sequences."""
+        self._state = mx.array([self._after(tokens[-len(self._children) :]) for tokens in rows])
+
+    def _after(self, tokens: Sequence[int]) -> int:
         state = FREE
         for token in tokens:
             state = self._children[state].get(token, FREE)
-        self._state = mx.array([state])
+        return state
 
     def mask(self, logprobs: mx.array) -> mx.array:
         """Set the entries [batch, vocab] of tokens that may not come next to -inf."""

@@ -7,6 +7,7 @@ runs before `run` is called with it, and the results go back with `reply`.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,14 +16,16 @@ from typing import Any
 from macmoe.answer import Stats
 from macmoe.chat.events import AnswerText, CommentaryText, Event, ThinkingText, ToolCallEvent
 from macmoe.chat.format import Thinking
-from macmoe.chat.messages import Message, ToolCall
+from macmoe.chat.messages import Message, ToolCall, read_messages
 from macmoe.errors import ChatFormatError, UsageError
 from macmoe.generate import Progress
+from macmoe.paths import expand_home
 from macmoe.prompt_cache import PromptCache
 from macmoe.tools import ToolLike, as_tools, declarations, run_call
 
-MAX_TOKENS = 4096
+_LOG = logging.getLogger(__name__)
 FORMAT_VERSION = 1
+_VERSION = "macmoe_conversation"
 NO_RESULT = "error: no result, the user stopped this call"
 
 Events = Generator[Event | Stats, None, None]
@@ -37,13 +40,17 @@ class Settings:
     system: str | None = None
     thinking: Thinking | None = None
     thinking_budget: int | None = None
-    max_tokens: int = MAX_TOKENS
+    max_tokens: int | None = None
     max_answer_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
     seed: int | None = None
+    stop: tuple[str, ...] | None = None
 
 
 class Conversation:
@@ -150,7 +157,7 @@ class Conversation:
         del self.messages[index:]
         return question
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the system message and the messages as JSON, complete or not at all.
 
         Raises:
@@ -158,12 +165,13 @@ class Conversation:
             UsageError: Its folder does not exist.
             OSError: The file cannot be written.
         """
+        path = expand_home(path)
         if not path.parent.is_dir():
             raise UsageError(f"{path}: there is no folder {path.parent}; create it first")
         if path.exists():
             _saved(path)
         data = {
-            "macmoe_conversation": FORMAT_VERSION,
+            _VERSION: FORMAT_VERSION,
             "system": self.settings.system,
             "messages": [message.to_dict() for message in self.messages],
         }
@@ -174,7 +182,7 @@ class Conversation:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def load(self, path: Path) -> None:
+    def load(self, path: str | Path) -> None:
         """Replace the system message and the messages by those of a file; settings, tools and cache stay.
 
         The file is a saved conversation, or messages as servers take them: a JSON list, or an object with
@@ -184,7 +192,7 @@ class Conversation:
             ChatFormatError: The file is neither; nothing is changed then.
             OSError: The file cannot be read.
         """
-        system, messages = _messages(path)
+        system, messages = _messages(expand_home(path))
         self.settings, self.messages = replace(self.settings, system=system), messages
 
     def _answer(self, messages: list[Message], progress: Progress | None) -> Events:
@@ -230,19 +238,28 @@ def _message(events: Sequence[Event | Stats], earlier_calls: int) -> Message:
     return Message("assistant", content, reasoning=thinking or None, tool_calls=calls)
 
 
-def _read(path: Path) -> object:
-    """Read the JSON of a file that should hold a conversation."""
+def _messages(path: Path) -> tuple[str | None, list[Message]]:
+    """Read the system message and the messages of a file, saved here or written by another program."""
+    data = _read(path)
+    history = data.get("messages") if isinstance(data, Mapping) else data
+    if (isinstance(data, Mapping) and _VERSION in data) or not history or not isinstance(history, list):
+        return _saved(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ChatFormatError(f"{path}: not a saved conversation ({error})") from None
+        messages = read_messages(history)
+    except ChatFormatError as error:
+        raise ChatFormatError(f"{path}: not a saved conversation or list of messages ({error})") from None
+    unused = sorted(map(str, data.keys() - {"messages"})) if isinstance(data, Mapping) else []
+    if unused:
+        _LOG.warning("%s: only its messages are read, not %s", path, ", ".join(unused))
+    first = messages[0]
+    return (first.content, messages[1:]) if first.role == "system" else (None, messages)
 
 
 def _saved(path: Path) -> tuple[str | None, list[Message]]:
-    """Read the system message and the messages that `Conversation.save` wrote."""
+    """Read the system message and the messages of a saved conversation."""
     data = _read(path)
-    version = data.get("macmoe_conversation") if isinstance(data, Mapping) else None
-    if not isinstance(data, Mapping) or version is None:
+    version = data.get(_VERSION) if isinstance(data, Mapping) else None
+    if version is None:
         raise ChatFormatError(f"{path}: not a saved conversation; choose another file")
     if version != FORMAT_VERSION:
         raise ChatFormatError(
@@ -251,27 +268,14 @@ def _saved(path: Path) -> tuple[str | None, list[Message]]:
     system, items = data.get("system"), data.get("messages")
     if not isinstance(system, str | None) or not isinstance(items, list):
         raise ChatFormatError(f"{path}: `system` must be text or null, and `messages` a list")
-    return system, _parsed(path, items)
+    try:
+        return system, read_messages(items)
+    except ChatFormatError as error:
+        raise ChatFormatError(f"{path}: {error}") from None
 
 
-def _messages(path: Path) -> tuple[str | None, list[Message]]:
-    """Read the system message and the messages of a saved conversation, or of a request to a server."""
-    data = _read(path)
-    if isinstance(data, Mapping) and "macmoe_conversation" not in data:
-        data = data.get("messages")
-    if not isinstance(data, list) or not data:
-        return _saved(path)
-    messages = _parsed(path, data)
-    if messages[0].role == "system":
-        return messages[0].content, messages[1:]
-    return None, messages
-
-
-def _parsed(path: Path, items: Sequence[Any]) -> list[Message]:
-    messages = []
-    for number, item in enumerate(items, start=1):
-        try:
-            messages.append(Message.from_dict(item))
-        except ChatFormatError as error:
-            raise ChatFormatError(f"{path}: message {number}: {error}") from None
-    return messages
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ChatFormatError(f"{path}: not a saved conversation ({error})") from None

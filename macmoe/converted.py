@@ -53,7 +53,7 @@ def _threshold() -> int:
     return int(text)
 
 
-def ready(folder: Path, progress: Progress | None = None) -> Path:
+def ready(folder: Path, progress: Progress | None = None, *, allow_unknown_keys: bool = False) -> Path:
     """Return a model folder that loads fast: the given one, or its conversion in the cache folder.
 
     A conversion is found again as long as the source's files, its place and macmoe's version are the same.
@@ -61,6 +61,7 @@ def ready(folder: Path, progress: Progress | None = None) -> Path:
     Args:
         folder: A model folder in any layout.
         progress: Called, while a model is converted, with the bytes written so far and in all.
+        allow_unknown_keys: Warn of unknown keys in config.json instead of refusing them.
 
     Raises:
         ConfigError: The configuration is invalid or describes an unsupported model.
@@ -74,7 +75,7 @@ def ready(folder: Path, progress: Progress | None = None) -> Path:
         return folder
     from macmoe_converters import open_conversion  # noqa: PLC0415 - not needed for macmoe's own layout
 
-    conversion = open_conversion(folder)
+    conversion = open_conversion(folder, allow_unknown_keys=allow_unknown_keys)
     out = root / _key(folder, conversion.identity)
     if not is_macmoe_folder(out):
         if not conversion.fits(out):

@@ -3,16 +3,17 @@
 The only place that knows all families.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
-from macmoe.config import nearest
+from macmoe.config_reader import misspelled, permitted
 from macmoe.errors import ConfigError
 from macmoe.models.deepseek_v3 import DeepseekV3, DeepseekV3Config
 from macmoe.models.gpt_oss import GptOss, GptOssConfig
 from macmoe.models.qwen3 import Qwen3, Qwen3Config
 
+T = TypeVar("T")
 ModelConfig = GptOssConfig | Qwen3Config | DeepseekV3Config
 Model = GptOss | Qwen3 | DeepseekV3
 
@@ -31,9 +32,19 @@ class Family:
         Raises:
             ConfigError: The configuration does not describe a model of this family.
         """
+        return self._sensible(lambda: self.model(cast("Any", self.read(config_data, file))), file)
+
+    def read(self, config_data: Mapping[str, Any], file: str = "config.json") -> ModelConfig:
+        """Read the configuration.
+
+        Raises:
+            ConfigError: It does not describe a model of this family.
+        """
+        return self._sensible(lambda: self.config.from_dict(config_data, file), file)
+
+    def _sensible(self, make: Callable[[], T], file: str) -> T:
         try:
-            config: Any = self.config.from_dict(config_data, file)
-            return self.model(config)
+            return make()
         except (ArithmeticError, ValueError) as error:
             raise ConfigError(f"{file}: its numbers do not describe a model ({error})") from None
         except TypeError:  # how MLX refuses a size of more than 32 bits
@@ -60,6 +71,25 @@ def family_of(config_data: Mapping[str, Any], file: str = "config.json") -> Fami
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ConfigError(
             f"{file}: model_type {model_type!r} is not supported (supported: {', '.join(FAMILIES)})"
-            f"{nearest(str(model_type), FAMILIES)}"
+            f"{misspelled(str(model_type), FAMILIES)}"
         )
     return FAMILIES[model_type]
+
+
+def known_config(
+    config_data: Mapping[str, Any], file: str = "config.json", *, allow_unknown_keys: bool = False
+) -> dict[str, Any]:
+    """Return a configuration that a family reads; unknown keys, where they are allowed, are left out of it.
+
+    Everything that opens a folder comes by here, so that nobody after it meets an unknown key.
+
+    Args:
+        config_data: The content of config.json, in the hub's spelling.
+        file: What to call it.
+        allow_unknown_keys: Warn of unknown keys instead of refusing them.
+
+    Raises:
+        ConfigError: It does not describe a model of a supported family.
+    """
+    check = family_of(config_data, file).read
+    return permitted(config_data, file, check, allow_unknown_keys=allow_unknown_keys)

@@ -101,6 +101,8 @@ def generate(
     max_tokens: int,
     stop_ids: Collection[int] = (),
     cache: Cache | None = None,
+    known: Sequence[int] = (),
+    answer_from: int | None = None,
     chunk: int | None = None,
     progress: Progress | None = None,
 ) -> Generator[Token, None, None]:
@@ -116,6 +118,8 @@ def generate(
         max_tokens: At most this many.
         stop_ids: End the answer.
         cache: Continue after its content; None starts afresh.
+        known: The tokens that it holds, for penalties.
+        answer_from: Where the answer begins in `known` and `prompt` together; None: after them.
         chunk: Tokens per forward pass over the prompt; None: `prefill_chunk`.
         progress: Called with (tokens done, tokens in all) during the prompt.
 
@@ -130,7 +134,8 @@ def generate(
     if max_tokens < 1:
         return
     cache.reserve(start + len(prompt) + min(max_tokens, ROOM))
-    sampler.begin(prompt)
+    tokens = [*known, *prompt]
+    sampler.begin(tokens[:answer_from], [] if answer_from is None else tokens[answer_from:])
     current = sampler(prefill(model, mx.array(list(prompt))[None], cache, chunk=chunk, progress=progress))
     mx.async_eval(current)
     following = following_logits(model, cache)

@@ -17,7 +17,7 @@ from mlx.utils import tree_flatten
 
 from macmoe.config import ConfigReader, load_config, load_json, nearest
 from macmoe.errors import ConfigError
-from macmoe.families import family_of
+from macmoe.families import family_of, known_config
 from macmoe.location import ASSETS, find_model
 from macmoe.nn.cache import SlidingCache
 from macmoe.nn.filling import after_one_token
@@ -255,11 +255,12 @@ def packaged_configs() -> list[str]:
     return sorted(path.name.removesuffix(".json") for path in CONFIGS.iterdir()) + sorted(SAME_AS)
 
 
-def find_config(name: str) -> tuple[dict[str, Any], int | None]:
+def find_config(name: str, *, allow_unknown_keys: bool = False) -> tuple[dict[str, Any], int | None]:
     """Return the configuration of a model, and the size of its weights if they are on this machine.
 
     Args:
         name: A name of `packaged_configs`, or whatever `find_model` knows.
+        allow_unknown_keys: Warn of unknown keys in config.json instead of refusing them.
 
     Raises:
         MacmoeError: There is no such model, or its configuration cannot be read, or a file of its weights is
@@ -273,7 +274,8 @@ def find_config(name: str) -> tuple[dict[str, Any], int | None]:
             f"{name}: not a folder and not a known model{nearest(name.lower(), packaged_configs())}"
         )
     folder = find_model(name, files=("config.json",))
-    config = load_config(folder)
+    file = str(folder / "config.json")
+    config = known_config(load_config(folder), file, allow_unknown_keys=allow_unknown_keys)
     if Path(name).is_dir() and any(folder.glob("*.safetensors")):
         return config, sum(path.stat().st_size for path in Shards(folder).files.values())
     return config, sum(path.stat().st_size for path in folder.glob("*.safetensors")) or None

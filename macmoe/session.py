@@ -10,8 +10,8 @@ Events are those of macmoe.chat.events, and one Stats at the end.
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,23 +21,27 @@ from macmoe.answer import Answer, Limits, PlainText, Stats
 from macmoe.chat import FORMATS
 from macmoe.chat.events import Event
 from macmoe.chat.format import ChatFormat, Thinking
-from macmoe.chat.messages import Message
+from macmoe.chat.messages import Message, read_messages
 from macmoe.checkpoint import Checkpoint, WeightSource, is_macmoe_folder, load_weights
 from macmoe.constraint import WordConstraint
-from macmoe.conversation import MAX_TOKENS, Conversation, Settings
+from macmoe.conversation import Conversation, Settings
 from macmoe.converted import ready
-from macmoe.defaults import Defaults
-from macmoe.errors import UsageError
+from macmoe.defaults import Defaults, recommended
+from macmoe.errors import ChatFormatError, UsageError
 from macmoe.families import Family, Model, family_of
 from macmoe.generate import Progress
 from macmoe.location import find_model
+from macmoe.paths import expand_home
 from macmoe.prompt_cache import PromptCache
 from macmoe.sampling import Sampler, SamplingOptions
+from macmoe.stopping import stop_texts
 from macmoe.tokenizer import Tokenizer
 from macmoe.tools import ToolLike, declarations
 
 if TYPE_CHECKING:
     from macmoe.adapters.attach import Adapter
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
@@ -51,16 +55,18 @@ def _dtype(name: str | None) -> mx.Dtype | None:
     return DTYPES[name]
 
 
-def open_weights(folder: Path) -> WeightSource:
+def open_weights(folder: Path, *, allow_unknown_keys: bool = False) -> WeightSource:
     """Open a model folder in any known layout."""
     if is_macmoe_folder(folder):
-        return Checkpoint(folder)
+        return Checkpoint(folder, allow_unknown_keys=allow_unknown_keys)
     from macmoe_converters import open_conversion  # noqa: PLC0415 - not needed for macmoe's own layout
 
-    return open_conversion(folder)
+    return open_conversion(folder, allow_unknown_keys=allow_unknown_keys)
 
 
-def load_model(folder: Path, dtype: str | None = None) -> tuple[Family, Model]:
+def load_model(
+    folder: Path, dtype: str | None = None, *, allow_unknown_keys: bool = False
+) -> tuple[Family, Model]:
     """Load the weights of a folder; layouts other than macmoe's are converted on the way.
 
     Raises:
@@ -68,7 +74,7 @@ def load_model(folder: Path, dtype: str | None = None) -> tuple[Family, Model]:
         CheckpointError: The weights are missing, damaged, or do not fit the model.
     """
     wanted = _dtype(dtype)
-    source = open_weights(folder)
+    source = open_weights(folder, allow_unknown_keys=allow_unknown_keys)
     family = family_of(source.config, str(folder / "config.json"))
     model = family.build(source.config, str(folder / "config.json"))
     load_weights(model, source, dtype=wanted)
@@ -80,6 +86,8 @@ def load(
     dtype: str | None = None,
     adapter: str | Path | None = None,
     progress: Progress | None = None,
+    *,
+    allow_unknown_keys: bool = False,
 ) -> Session:
     """Load a model; a large one in another layout is converted first, once (`macmoe.converted`).
 
@@ -89,16 +97,27 @@ def load(
         dtype: "float32", "bfloat16" or "float16"; by default the checkpoint's, on a CPU float32.
         adapter: A folder with an adapter of macmoe, PEFT or mlx-lm to answer with, see `Session.use_adapter`.
         progress: Called, while a model is converted, with the bytes written so far and in all.
+        allow_unknown_keys: Warn of keys in config.json that macmoe does not know instead of refusing them;
+            the model may compute something else then.
 
     Raises:
         MacmoeError: The model or the adapter does not exist, is unsupported or damaged.
     """
-    folder = ready(find_model(str(path_or_repo)), progress)
-    defaults, tokenizer = Defaults.read(folder), Tokenizer.from_folder(folder)  # small, so refused first
-    session = Session(*load_model(folder, dtype), tokenizer, defaults)
+    folder = ready(find_model(str(path_or_repo)), progress, allow_unknown_keys=allow_unknown_keys)
+    session = load_folder(folder, dtype, allow_unknown_keys=allow_unknown_keys)
     if adapter is not None:
         session.use_adapter(adapter)
     return session
+
+
+def load_folder(folder: Path, dtype: str | None = None, *, allow_unknown_keys: bool = False) -> Session:
+    """Load a folder as it lies; another layout is converted on the way, and nothing is kept.
+
+    Raises:
+        MacmoeError: The model is unsupported or damaged.
+    """
+    tokenizer = Tokenizer.from_folder(folder)  # small, so refused first
+    return Session(*load_model(folder, dtype, allow_unknown_keys=allow_unknown_keys), tokenizer, folder)
 
 
 class Session:
@@ -111,12 +130,29 @@ class Session:
         defaults: Of generation_config.json.
     """
 
-    def __init__(self, family: Family, model: Model, tokenizer: Tokenizer, defaults: Defaults) -> None:
+    def __init__(self, family: Family, model: Model, tokenizer: Tokenizer, defaults: Defaults | Path) -> None:
+        """Put them together; `defaults` are read from a folder when they are needed."""
         self.family = family
         self.model = model
         self.tokenizer = tokenizer
-        self.defaults = defaults
+        self._defaults = defaults
+        self._said = False
         self._adapters: dict[str | Path, Adapter] = {}
+
+    @functools.cached_property
+    def defaults(self) -> Defaults:
+        """How to sample, and what ends an answer, where the caller does not say.
+
+        Raises:
+            ConfigError: generation_config.json is invalid.
+        """
+        if isinstance(self._defaults, Defaults):
+            return self._defaults
+        try:
+            known_as = self.format.model
+        except ChatFormatError:  # no chat model
+            known_as = ""
+        return Defaults.read(self._defaults, self.tokenizer, recommended(self.family.name, known_as))
 
     @functools.cached_property
     def format(self) -> ChatFormat:
@@ -151,7 +187,7 @@ class Session:
         from macmoe.adapters.opening import open_adapter  # noqa: PLC0415
 
         if folder is not None and folder not in self._adapters:
-            self._adapters[folder] = open_adapter(Path(folder), self.model, self.family.name)
+            self._adapters[folder] = open_adapter(expand_home(folder), self.model, self.family.name)
         if folder is None:
             detach(self.model)
         else:
@@ -174,9 +210,14 @@ class Session:
 
         Raises:
             UsageError: A value makes no sense.
+            ConfigError: The model's generation_config.json is invalid, or asks for what cannot be done and
+                nothing is given instead.
         """
-        given: Mapping[str, Any] = {name: value for name, value in options.items() if value is not None}
-        return replace(self.defaults.sampling, **given)
+        sampling = self.defaults.options(options)
+        for line in () if self._said else self.defaults.remarks():
+            logger.warning("%s", line)
+        self._said = True
+        return sampling
 
     def sampler(self, sampling: SamplingOptions) -> Sampler:
         """Return what chooses the tokens of an answer; headers stay well formed, where there are any."""
@@ -190,31 +231,41 @@ class Session:
         tools: Sequence[ToolLike] = (),
         thinking: Thinking | None = None,
         thinking_budget: int | None = None,
-        max_tokens: int = MAX_TOKENS,
+        max_tokens: int | None = None,
         max_answer_tokens: int | None = None,
         temperature: float | None = None,
         top_p: float | None = None,
         top_k: int | None = None,
         min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
         seed: int | None = None,
+        stop: str | Sequence[str] | None = (),
         cache: PromptCache | None = None,
         progress: Progress | None = None,
     ) -> Iterator[Event | Stats]:
         """Answer a question or continue a conversation; yield events as they become certain, then Stats.
 
         Args:
-            prompt: A question, or messages.
+            prompt: A question, or messages, also as dictionaries in the form of OpenAI and others.
             system: A system message before them.
             tools: What the model may call: functions, tools, or declarations. Calls are events; none is run.
             thinking: "off", "on", "low", "medium", "high"; None leaves it to the model.
             thinking_budget: Close the thinking after this many tokens; None: as `thinking` says.
-            max_tokens: At most this many tokens, thinking included.
+            max_tokens: At most this many tokens, thinking included; None: what the context has room for.
+                Unless both this and `thinking_budget` are given, thinking is closed early enough to leave a
+                quarter of them, or 4,096, to the answer.
             max_answer_tokens: At most this many tokens of answer; None: as many as `max_tokens` allows.
             temperature: As the other sampling options, see SamplingOptions; None: generation_config.json.
             top_p: See SamplingOptions.
             top_k: See SamplingOptions.
             min_p: See SamplingOptions.
+            repetition_penalty: See SamplingOptions.
+            presence_penalty: See SamplingOptions.
+            frequency_penalty: See SamplingOptions.
             seed: Makes the answer reproducible.
+            stop: Texts that end the answer and are not shown; thinking may hold them.
             cache: Of the earlier turns of the conversation (`make_cache`); None processes the whole prompt.
             progress: Called with (tokens done, tokens in all) while the prompt is processed.
 
@@ -228,11 +279,22 @@ class Session:
             tokens=max_tokens,
             answer=max_answer_tokens,
             thinking=chat.budget(thinking) if thinking_budget is None else thinking_budget,
+            reserve=max_tokens is None or thinking_budget is None,
             stop_ids=chat.stop_ids(self.tokenizer) | self.defaults.stop_ids,
+            stop=stop_texts(stop) + self.defaults.stop,
         )
         parser = chat.parser(self.tokenizer, chat.start_of(segments))
         closing = self.tokenizer.encode_segments(chat.close_thinking())
-        sampling = self.sampling(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed)
+        sampling = self.sampling(
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            seed=seed,
+        )
         answer = Answer(self.model, parser, limits, closing)
         ids = self.tokenizer.encode_segments(segments)
         yield from answer.events(ids, self.sampler(sampling), held=cache, progress=progress)
@@ -265,8 +327,9 @@ class Session:
         self,
         text: str,
         *,
-        max_tokens: int = MAX_TOKENS,
+        max_tokens: int | None = None,
         sampling: SamplingOptions | None = None,
+        stop: str | Sequence[str] | None = (),
         cache: PromptCache | None = None,
         progress: Progress | None = None,
     ) -> Iterator[Event | Stats]:
@@ -274,18 +337,20 @@ class Session:
 
         Args:
             text: What to continue.
-            max_tokens: At most this many tokens.
-            sampling: How to choose tokens; None: `defaults.sampling`.
+            max_tokens: At most this many tokens; None: what the context has room for.
+            sampling: How to choose tokens; None: as the model asks (`Session.sampling`).
+            stop: Texts that end the answer and are not shown.
             cache: See `generate`.
             progress: See `generate`.
 
         Raises:
             UsageError: See `generate`.
         """
-        limits = Limits(tokens=max_tokens, stop_ids=self.defaults.stop_ids)
+        stops = stop_texts(stop) + self.defaults.stop
+        limits = Limits(tokens=max_tokens, stop_ids=self.defaults.stop_ids, stop=stops)
         answer = Answer(self.model, PlainText(self.tokenizer), limits)
         ids = self.tokenizer.encode(text, control=True)
-        sampler = Sampler(sampling or self.defaults.sampling)
+        sampler = Sampler(sampling or self.sampling())
         yield from answer.events(ids, sampler, held=cache, progress=progress)
 
 
@@ -294,5 +359,5 @@ def _messages(prompt: str | Sequence[Message | Mapping[str, Any]], system: str |
         if not prompt.strip():
             raise UsageError("the prompt is empty: there is nothing to answer")
         prompt = [Message("user", prompt)]
-    messages = [item if isinstance(item, Message) else Message.from_dict(item) for item in prompt]
+    messages = read_messages(prompt)
     return messages if system is None else [Message("system", system), *messages]

@@ -6,6 +6,7 @@ file) is refused; so is an index that leads out of the folder.
 """
 
 import json
+import logging
 import math
 import os
 import re
@@ -22,8 +23,12 @@ from numpy.typing import NDArray
 
 from macmoe.config import load_json
 from macmoe.errors import CheckpointError
+from macmoe.files import refuse_pointer
+
+logger = logging.getLogger(__name__)
 
 INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"  # goes before an index that does not name it, as in transformers
 # Bytes per element of the types that MLX reads; it gives the two FP8 types as uint8.
 DTYPE_BYTES = {
     "BOOL": 1,
@@ -131,8 +136,10 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     """Read and check the header of one file; tensors in the order of their bytes.
 
     Raises:
-        CheckpointError: The file is truncated, or its header is not consistent with itself or with the file.
+        CheckpointError: The file is truncated, a pointer of Git LFS, or its header is not consistent with
+            itself or with the file.
     """
+    refuse_pointer(path)
     try:
         return _parse_header(*_read_header_bytes(path))
     except (ValueError, RecursionError, OSError) as error:
@@ -167,6 +174,26 @@ def _no_weights(folder: Path) -> CheckpointError:
     return CheckpointError(f"{folder}: no model*.safetensors file here")
 
 
+def _weight_files(folder: Path) -> list[str]:
+    """Return the names of the files that may hold a model; macOS leaves others that begin with a dot."""
+    names = sorted(path.name for path in folder.glob("*.safetensors") if not path.name.startswith("."))
+    usual = [name for name in names if name.startswith("model")]
+    return usual or [name for name in names if not name.startswith("adapter")]
+
+
+def _chosen(folder: Path, index: dict[str, str] | None) -> tuple[list[str], bool]:
+    """Return the files to read, and whether the index has a say: one left from an earlier save has none."""
+    found = _weight_files(folder)
+    if index is None:
+        return found, False
+    named = sorted(set(index.values()))
+    if SINGLE in found and SINGLE not in named:
+        return [SINGLE], False
+    if found and not set(named) & set(found):
+        return found, False
+    return named, named != [SINGLE]
+
+
 def _close(descriptors: dict[Path, int]) -> None:
     while descriptors:
         os.close(descriptors.popitem()[1])
@@ -195,15 +222,17 @@ class Shards:
     def __init__(self, folder: Path) -> None:
         """Open a folder with an index, or with model*.safetensors files.
 
+        An index that names other files than there are was left from an earlier save; a warning says that it
+        is not used.
+
         Raises:
             CheckpointError: No safetensors files, a damaged one, one missing or outside, or an index that
-            disagrees.
+            names tensors that no file holds.
         """
         self.folder = Path(folder)
         index = _read_index(self.folder)
-        found = (path.name for path in self.folder.glob("model*.safetensors"))
-        names = found if index is None else index.values()
-        self.files = {name: _inside(self.folder, name) for name in sorted(set(names))}
+        names, indexed = _chosen(self.folder, index)
+        self.files = {name: _inside(self.folder, name) for name in names}
         if not self.files:
             raise _no_weights(self.folder)
         self.tensors: dict[str, TensorInfo] = {}
@@ -212,7 +241,7 @@ class Shards:
         for name, path in self.files.items():
             self._add(name, read_header(path))
         if index is not None:
-            self._compare(index)
+            self._compare(index, indexed=indexed)
         self._open: dict[str, dict[str, mx.array]] = {}
         self._descriptors: dict[Path, int] = {}
         weakref.finalize(self, _close, self._descriptors)
@@ -231,13 +260,19 @@ class Shards:
             self._begin[name] = position
             position += info.nbytes
 
-    def _compare(self, index: dict[str, str]) -> None:
-        names = index.keys() | self._file.keys()
-        wrong = sorted(name for name in names if index.get(name) != self._file.get(name))
-        if wrong:
+    def _compare(self, index: dict[str, str], *, indexed: bool) -> None:
+        """Compare an index with the headers, which say what the files really hold."""
+        missing = sorted(index.keys() - self._file.keys())
+        if missing and indexed:
             raise CheckpointError(
-                f"{self.folder / INDEX}: the index and the files disagree about {first_five(wrong)} tensors; "
-                "download the folder again"
+                f"{self.folder / INDEX}: the index and the files disagree about {first_five(missing)} "
+                "tensors that no file holds; download the folder again, or remove the index"
+            )
+        if index != self._file:
+            logger.warning(
+                "%s: does not describe the files beside it, and is not used; the weights are those of %s",
+                self.folder / INDEX,
+                first_five(self.files),
             )
 
     def read(self, name: str) -> mx.array:

@@ -18,6 +18,7 @@ from typing import Any, Protocol, Self
 import tokenizers
 
 from macmoe.errors import CheckpointError, UsageError
+from macmoe.files import refuse_pointer
 
 __all__ = ["Detokenizer", "TextSegment", "Tokenizer"]
 
@@ -105,6 +106,7 @@ class Tokenizer:
             raise CheckpointError(
                 f"{path}: missing, and text cannot become tokens without it; copy it from the model's source"
             )
+        refuse_pointer(path)
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises nothing more precise
@@ -196,11 +198,13 @@ def _spelled_bytes(token: str) -> bytes:
 def _read_template(folder: Path) -> str:
     """Return the text of the chat template that a checkpoint folder carries, or nothing."""
     separate = folder / "chat_template.jinja"
+    refuse_pointer(separate)
     if separate.is_file():
         return separate.read_text(encoding="utf-8")
     path = folder / "tokenizer_config.json"
     if not path.is_file():
         return ""
+    refuse_pointer(path)
     try:
         template: Any = json.loads(path.read_bytes()).get("chat_template")
     except (ValueError, AttributeError) as error:

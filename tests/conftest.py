@@ -20,3 +20,14 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the golden data folder ../shared is not on this machine")
     return SHARED
+
+
+@pytest.fixture
+def short_bench(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `macmoe bench` warm up and copy little: enough for all that is not a speed."""
+    for module in ("measure", "run"):
+        monkeypatch.setattr(f"macmoe.bench.{module}.WARM_UP", 2)
+        monkeypatch.setattr(f"macmoe.bench.{module}.WARM_UP_PASSES", 2)
+    monkeypatch.setattr("macmoe.bench.measure.gc.collect", lambda: 0)  # slow where torch is loaded as well
+    monkeypatch.setattr("macmoe.bench.traffic.COPIES", 1)
+    monkeypatch.setattr("macmoe.bench.traffic.COPY_BYTES", {True: 1 << 20, False: 1 << 20})

@@ -129,3 +129,44 @@ def test_plain_text_is_all_answer():
 def test_limits_that_leave_nothing_are_refused(limits):
     with pytest.raises(UsageError, match="it has to be at least"):
         Limits(stop_ids=frozenset(), **limits)
+
+
+@pytest.mark.parametrize("tokens", [40, None])
+def test_thinking_is_closed_early_enough_that_an_answer_fits(model, tokens, monkeypatch):
+    room = 40 + len(model.closing) if tokens is None else 4096
+    monkeypatch.setattr(model, "config", Config(model.config.vocab_size, len(model.prompt) + room - 1))
+    _, reply, stats = model.answer(limits={"tokens": tokens, "reserve": True})
+    assert stats.thinking_cut
+    assert 24 <= stats.thinking_tokens <= 30  # of 40 a quarter is left; tags and headers are no thinking
+    assert reply
+
+
+def test_what_is_short_is_not_closed(model):
+    assert model.answer(limits={"tokens": None, "reserve": True})[:2] == model.answer()[:2]
+
+
+def test_an_answer_that_thinking_left_no_room_for_names_the_options(model, caplog):
+    thinking, reply, _ = model.answer(max_tokens=9)
+    assert thinking
+    assert not reply
+    assert "the thinking took all 9 tokens; raise --max-tokens" in caplog.text
+    assert "--thinking-budget" in caplog.text
+
+
+def test_a_complete_or_a_begun_answer_is_nothing_to_warn_of(model, caplog):
+    for limits in ({"tokens": 500}, {"tokens": 500, "answer": 1}):
+        model.answer(limits=limits)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("stop", ["is", "answer is Par", "s.", "The", "."])
+def test_a_stop_text_ends_the_answer_and_not_the_thinking(model, stop):
+    thinking, reply, stats = model.answer(limits={"tokens": 500, "stop": (stop, "never")})
+    assert thinking.strip() == THOUGHT.strip()
+    assert reply == REPLY.partition(stop)[0]
+    assert stats.stop_reason == "stop"
+
+
+def test_a_stop_text_that_does_not_come_withholds_nothing(model):
+    for stop in ("Paris. And", "xyz"):
+        assert model.answer(limits={"tokens": 500, "stop": (stop,)})[:2] == model.answer()[:2]

@@ -11,7 +11,6 @@ from mlx.utils import tree_flatten
 
 from macmoe.bench.counting import Kernels
 from macmoe.bench.measure import (
-    WARM_UP_PASSES,
     Plan,
     batch_case,
     decode_case,
@@ -192,6 +191,7 @@ def test_both_sides_write_the_same_after_a_filled_cache(family):
     assert list(ours.decode(40, 12)) == list(theirs.decode(40, 12))
 
 
+@pytest.mark.usefixtures("short_bench")
 @pytest.mark.parametrize(
     ("measure", "kind"), [(verify_case, "verify"), (batch_case, "batch")], ids=["verify", "batch"]
 )
@@ -202,7 +202,7 @@ def test_both_sides_choose_alike_at_every_place_of_a_pass(family, measure, kind)
     vocab = sides["macmoe"].model.config.vocab_size
     case = measure(sides, vocab, 150, 5, plan)  # longer than a sliding window
     assert (case.kind, case.size, case.context) == (kind, 5, 150)
-    assert case.same_tokens == 5 * (WARM_UP_PASSES + plan.passes)
+    assert case.same_tokens == 5 * (2 + plan.passes)
     assert {name: (times.tokens, len(times.seconds)) for name, times in case.sides.items()} == {
         "macmoe": (15, 2),
         "mlx-lm": (15, 2),
@@ -261,6 +261,7 @@ class Fake:
         return Kernels(token=1, layer=1.0)
 
 
+@pytest.mark.usefixtures("short_bench")
 def test_a_side_that_fails_is_reported_and_the_other_one_measured():
     sides = {"macmoe": Fake(), "mlx-lm": Fake(failure=MemoryError("no room\nleft"))}
     plan = Plan(rounds=2)
@@ -285,11 +286,13 @@ def test_a_case_without_time_is_reported_as_not_measured():
     assert (case.sides["macmoe"].rate, case.sides["macmoe"].failure[:14]) == (None, "the time limit")
 
 
+@pytest.mark.usefixtures("short_bench")
 def test_tokens_are_alike_until_the_first_difference():
     case = decode_case({"a": Fake(ids=(1, 2, 3, 4)), "b": Fake(ids=(1, 2, 9, 4))}, 8, Plan(rounds=1))
     assert case.same_tokens == 2
 
 
+@pytest.mark.usefixtures("short_bench")
 def test_a_report_has_every_case_asked_for():
     model, config = drawn("qwen3")
     subject = Subject(name="tiny", model=model, config=config)

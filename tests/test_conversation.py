@@ -262,6 +262,29 @@ def test_a_conversation_comes_back_from_its_file(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["chat.json"]
 
 
+OTHER_PROGRAM_S = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": [{"type": "text", "text": "one"}]},
+    {"role": "assistant", "content": "two", "refusal": None, "annotations": []},
+]
+
+
+@pytest.mark.parametrize("data", [OTHER_PROGRAM_S, {"messages": OTHER_PROGRAM_S, "model": "m"}])
+def test_a_history_of_another_program_goes_on_and_is_never_replaced(tmp_path, caplog, data):
+    path = tmp_path / "history.json"
+    path.write_text(json.dumps(data))
+    chat, _ = scripted_chat([])
+    chat.load(path)
+    assert chat.settings.system == "Be brief."
+    assert chat.messages == [Message("user", "one"), Message("assistant", "two")]
+    assert [record.getMessage() for record in caplog.records] == (
+        [f"{path}: only its messages are read, not model"] if isinstance(data, dict) else []
+    )
+    with pytest.raises(ChatFormatError, match="not a saved conversation"):
+        chat.save(path)
+    assert json.loads(path.read_text()) == data
+
+
 SAVED = {"macmoe_conversation": 1, "system": None, "messages": [{"role": "user", "content": "one"}]}
 
 

@@ -83,8 +83,8 @@ def test_the_layers_are_the_modules():
     assert set(re.findall(r"\w+", " ".join(layers))) == modules_of_the_package() | {"__main__"}
 
 
-def test_the_readme_shows_every_module():
-    tree = (ROOT / "README.md").read_text(encoding="utf-8").partition("```text\nmacmoe/\n")[2]
+def test_the_map_shows_every_module():
+    tree = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("```text\nmacmoe/\n")[2]
     shown = set(re.findall(r"  (\w+)(?:\.py|/)", tree.partition("converters/")[0]))
     assert shown - {"assets", *BUILT_IN.values()} == modules_of_the_package() - {"version"}
 

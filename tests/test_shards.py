@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import struct
 
 import mlx.core as mx
@@ -149,6 +150,63 @@ def test_index_must_name_the_folder_s_own_files(tmp_path, where, message):
         return
     with pytest.raises(CheckpointError, match=message):
         Shards(folder)
+
+
+def tensors_of(folder, caplog):
+    """Return what is read, and the warnings."""
+    with caplog.at_level(logging.WARNING):
+        found = {name: array.tolist() for name, array in Shards(folder).read_all()}
+    return found, [record.getMessage() for record in caplog.records]
+
+
+OLD = {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}
+
+
+@pytest.mark.parametrize("left", [[], ["model-1-of-2.safetensors", "model-2-of-2.safetensors"]])
+def test_a_single_file_goes_before_an_index_of_an_earlier_save(tmp_path, caplog, left):
+    """So does transformers, whatever else lies in the folder."""
+    for name in left:
+        write_file(tmp_path / name, {name: f32(np.ones(3))})
+    write_file(tmp_path / "model.safetensors", {"a": f32(np.zeros(2))})
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": OLD}))
+    found, (warning,) = tensors_of(tmp_path, caplog)
+    assert found == {"a": [0, 0]}
+    assert warning.startswith(f"{tmp_path / INDEX}: does not describe the files beside it, and is not used")
+
+
+def test_an_index_of_other_shards_is_not_used(tmp_path, caplog):
+    sharded(tmp_path, {"a": "model-1-of-3.safetensors", "c": "model-3-of-3.safetensors"})
+    found, (warning,) = tensors_of(tmp_path, caplog)
+    assert found == {"a": [[1, 1], [1, 1]], "b": [0, 0, 0]}
+    assert "2 (model-1.safetensors, model-2.safetensors)" in warning
+
+
+def test_an_index_that_finds_every_tensor_in_another_file_is_not_used(tmp_path, caplog):
+    sharded(tmp_path, {"a": "model-2.safetensors", "b": "model-1.safetensors"})
+    found, (warning,) = tensors_of(tmp_path, caplog)
+    assert found.keys() == {"a", "b"}
+    assert "does not describe" in warning
+
+
+def test_an_index_of_a_single_file_may_name_other_tensors(tmp_path, caplog):
+    write_file(tmp_path / "model.safetensors", {"a": f32(np.ones(1))})
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"old": "model.safetensors"}}))
+    found, (warning,) = tensors_of(tmp_path, caplog)
+    assert found == {"a": [1]}
+    assert "does not describe" in warning
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.safetensors", "qwen3-0.6b.safetensors"])
+def test_weights_under_another_name_are_found(tmp_path, caplog, name):
+    write_file(tmp_path / name, {"a": f32(np.ones(1))})
+    write_file(tmp_path / "adapter_model.safetensors", {"b": f32(np.ones(1))})
+    assert tensors_of(tmp_path, caplog) == ({"a": [1]}, [])
+
+
+def test_hidden_files_of_macos_are_no_weights(tmp_path, caplog):
+    write_file(tmp_path / "model.safetensors", {"a": f32(np.ones(1))})
+    (tmp_path / "._model.safetensors").write_bytes(bytes(100))
+    assert tensors_of(tmp_path, caplog) == ({"a": [1]}, [])
 
 
 def test_index_that_is_no_json_is_refused(tmp_path):

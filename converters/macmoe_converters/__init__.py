@@ -22,6 +22,7 @@ def open_conversion(
     recipe: str = KEEP,
     packings: Mapping[str, Quantization] | None = None,
     learned: Mapping[str, mx.array] | None = None,
+    allow_unknown_keys: bool = False,
 ) -> Conversion:
     """Open a model folder in any known layout as a macmoe checkpoint.
 
@@ -30,10 +31,11 @@ def open_conversion(
         recipe: How matrices are packed with loss, a name of `RECIPES`; "keep" leaves them as they are.
         packings: How they are packed, by path, instead of a recipe; `recipe` is what macmoe.json calls that.
         learned: Scales and biases by name, for a recipe of `LEARNED`.
+        allow_unknown_keys: Warn of unknown keys in config.json instead of refusing them.
 
     Raises:
         UsageError: There is no such recipe.
         ConfigError: config.json is missing, invalid or describes an unsupported model.
         CheckpointError: The weights are missing, damaged, or do not fit the model.
     """
-    return Conversion(Path(folder), recipe, packings, learned)
+    return Conversion(Path(folder), recipe, packings, learned, allow_unknown_keys=allow_unknown_keys)

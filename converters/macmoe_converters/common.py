@@ -11,16 +11,35 @@ FRAME: tuple[Rule, ...] = (
     keep("model.embed_tokens.weight"),
     keep("model.norm.weight"),
     keep("lm_head.weight", when=("tie_word_embeddings", False)),
+)
+
+# What a source may hold besides, and no layout is written with. Transformers computes these tables and masks
+# itself, too, whatever a checkpoint holds of them; older releases saved them.
+ROTARY = "rotary tables are computed from config.json"
+MASK = "masks are computed"
+BESIDE: tuple[Rule, ...] = (
     drop(
-        "lm_head.weight", "a copy of the embedding, which is tied to it", when=("tie_word_embeddings", True)
+        "lm_head.weight",
+        "a copy of the embedding, which is tied to it",
+        when=("tie_word_embeddings", True),
+        copy_of="model.embed_tokens.weight",
+        rewritten=False,
     ),
+    *(drop(f"model.rotary_emb.{name}", ROTARY) for name in ("inv_freq", "original_inv_freq")),
+    drop("model.causal_mask", MASK),
+)
+BUFFERS: tuple[Rule, ...] = (
+    *(
+        drop(f"self_attn.rotary_emb.{name}", ROTARY)
+        for name in ("inv_freq", "original_inv_freq", "cos_cached", "sin_cached")
+    ),
+    *(drop(f"self_attn.{name}", MASK) for name in ("bias", "masked_bias", "causal_mask")),
 )
 
 # Present in every layer of every family.
 NORMS: tuple[Rule, ...] = (
     keep("input_layernorm.weight"),
     keep("post_attention_layernorm.weight"),
-    drop("self_attn.rotary_emb.inv_freq", "rotary tables are computed from config.json"),
 )
 
 DENSE_MLP: tuple[Rule, ...] = tuple(keep(f"mlp.{name}_proj.weight") for name in ("gate", "up", "down"))

@@ -5,7 +5,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +20,31 @@ from macmoe.nn.quantized import PACKED
 from macmoe.shards import INDEX, first_five
 from macmoe.version import __version__
 from macmoe_converters import deepseek_v3, gpt_oss, qwen3
-from macmoe_converters.packing import MXFP8, Tensor, decode, quantize
+from macmoe_converters.copies import settle_copies
+from macmoe_converters.packing import DECODED, MXFP8, Tensor, decode, quantize
+from macmoe_converters.parameters import WEIGHT, Parameter, to_store
 from macmoe_converters.plan import Step, make_plan, settle_counts
 from macmoe_converters.quantizing import NORM, scale_dtype
-from macmoe_converters.recipes import KEEP, LEARNED, RECIPES, Recipe
-from macmoe_converters.rows import Rows, cast, held
+from macmoe_converters.recipes import KEEP, LEARNED, RECIPES, Recipe, allows
+from macmoe_converters.rows import cast, held
 from macmoe_converters.rules import RuleTable, Shape
 from macmoe_converters.sink import (
-    NOT_FINITE,
     SHARD_BYTES,
     Output,
     Progress,
-    Stored,
     index_of,
     plan_shards,
     space,
     write_output,
 )
 from macmoe_converters.source import Source
-from macmoe_converters.targets import ENCODERS, Target, quantization_entries
+from macmoe_converters.targets import (
+    ENCODERS,
+    WITHOUT_GLOBAL_SCALES,
+    Target,
+    Written,
+    quantization_entries,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -48,35 +54,8 @@ TABLES: dict[str, RuleTable] = {
     "qwen3": qwen3.TABLE,
 }
 MACMOE = "macmoe"  # the layout of one's own
-WEIGHT = ".weight"
+SMALL_FORM = " (`--quantize 8bit` gives a small form)"
 FP8_NAN = 0x7F  # without the sign
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parameter:
-    """A parameter of the model.
-
-    Attributes:
-        name: Where it stands in the model.
-        tensor: Its tensor, as it is stored.
-        exact: The tensor before it was packed with loss; None if it was not.
-    """
-
-    name: str
-    tensor: Tensor
-    exact: Tensor | None = None
-
-    @property
-    def path(self) -> str:
-        """Path of the module that has the parameter."""
-        return self.name.removesuffix(WEIGHT)
-
-    @property
-    def arrays(self) -> dict[str, Rows]:
-        """The arrays that are stored, by name."""
-        if self.tensor.packing is None:
-            return {self.name: self.tensor.weight}
-        return {f"{self.path}.{part}": rows for part, rows in self.tensor.parts.items()}
 
 
 class Conversion:
@@ -86,9 +65,11 @@ class Conversion:
         folder: The source folder.
         layout: What kind of folder it is: "hub", "original", "mlx" or "macmoe".
         config: config.json of the result; `quantization` lists every packed matrix.
+        steps: Which of the source's tensors become which parameters.
         parameters: The parameters of the model, as they will be stored.
         infos: Types and shapes of the resulting tensors, by name.
         learned: Scales and biases that were learned, by name.
+        copies: Tensors that should be copies of others, and whether they are.
     """
 
     def __init__(
@@ -97,6 +78,8 @@ class Conversion:
         recipe: str = KEEP,
         packings: Mapping[str, Quantization] | None = None,
         learned: Mapping[str, mx.array] | None = None,
+        *,
+        allow_unknown_keys: bool = False,
     ) -> None:
         """Open a folder and check that it maps onto a model completely.
 
@@ -105,6 +88,7 @@ class Conversion:
             recipe: A name of RECIPES, or a name for `packings`.
             packings: How matrices are packed, by path; instead of a recipe.
             learned: Scales and biases that were learned, by name; they go before what packing gives.
+            allow_unknown_keys: Warn of unknown keys in config.json instead of refusing them.
 
         Raises:
             UsageError: There is no such recipe.
@@ -116,24 +100,25 @@ class Conversion:
         if packings is None and packs not in RECIPES:
             raise UsageError(f"no recipe '{recipe}'; there are {', '.join(RECIPES)}")
         self.learned = dict(learned or {})
-        self._source = source = Source(folder)
+        self._source = source = Source(folder, allow_unknown_keys=allow_unknown_keys)
         self.folder, self.layout = source.folder, source.layout
         where = str(self.folder / "config.json")
         family = family_of(source.config, where)
         self._family, table = family.name, TABLES[family.name]
         family.build(source.config, where)  # refuses a config without sense before anything is counted
         config = settle_counts(table, source.names, source.config)
+        config, self.copies = settle_copies(table, source, config)
         model = family.build(config, where)
         self._shapes: dict[str, Shape] = {name: array.shape for name, array in parameters_of(model).items()}
         self._packable = {path for path, module in model.named_modules() if type(module) in PACKED}
-        self._steps = make_plan(table, source.names, self._shapes, config, str(self.folder))
+        self.steps = make_plan(table, source.names, self._shapes, config, str(self.folder))
         self._recipe = Recipe(
             name=recipe,
             table=RECIPES.get(packs, {}),
             paths=packings or {},
             layers=config["num_hidden_layers"],
         )
-        (norm,) = next(step.sources for step in self._steps if NORM in step.targets)
+        (norm,) = next(step.sources for step in self.steps if NORM in step.targets)
         self._scale_dtype = scale_dtype(source.read(norm).weight.dtype)
         self.parameters = list(self._convert())
         self.infos = {
@@ -144,13 +129,22 @@ class Conversion:
         self._warn()
 
     def _warn(self) -> None:
-        """Say what could not be packed, and why."""
+        """Say what is no copy although it should be one, and what could not be packed, and why."""
+        for copy in self.copies:
+            if not copy.equal:
+                logger.warning(
+                    "%s: %s is another matrix than %s, of which it should be a copy; it is used as it is",
+                    self.folder,
+                    copy.name,
+                    copy.original,
+                )
         remarks: dict[str, list[str]] = {}
         for parameter in self.parameters:
             if parameter.tensor.remark and not parameter.tensor.packing:
                 remarks.setdefault(parameter.tensor.remark, []).append(parameter.name)
         for remark, names in remarks.items():
-            logger.warning("%s: %s: %s", self.folder, remark, first_five(names))
+            hint = SMALL_FORM if remark.startswith(DECODED) else ""
+            logger.warning("%s: %s%s: %s", self.folder, remark, hint, first_five(names))
 
     def _run(self, step: Step) -> list[Tensor]:
         """Apply one rule.
@@ -202,10 +196,22 @@ class Conversion:
         return replace(tensor, parts=parts)
 
     def _convert(self) -> Iterator[Parameter]:
-        for step in self._steps:
+        for step in self.steps:
             if step.targets:
                 for target, tensor in zip(step.targets, self._run(step), strict=True):
                     yield self._finish(target, tensor)
+
+    def can_pack(self, path: str) -> bool:
+        """Return whether the matrix at a path may be packed with loss."""
+        return path in self._packable and allows(path)
+
+    def asked(self, path: str) -> Quantization | None:
+        """Return how the recipe wants a matrix to be packed; None: as it is."""
+        return self._recipe(path) if path in self._packable else None
+
+    def parts(self, name: str) -> tuple[str, ...]:
+        """Return what the source's files hold for a tensor of `steps`: one name, or codes and scales."""
+        return self._source.parts(name)
 
     @property
     def identity(self) -> str:
@@ -250,7 +256,7 @@ class Conversion:
         if to != MACMOE:
             return self._written_backwards(shard_bytes, to)
         weights = [
-            {name: _stored(parameter, name, rows) for name, rows in parameter.arrays.items()}
+            {name: to_store(parameter, name, rows) for name, rows in parameter.arrays.items()}
             for parameter in self.parameters
         ]
         shards = plan_shards(weights, shard_bytes)
@@ -284,6 +290,33 @@ class Conversion:
         """Return how another layout is written."""
         return Target(family=self._family, layout=to, table=TABLES[self._family], config=self.config)
 
+    def written(self, to: str) -> list[Written]:
+        """Return what another layout stores; what it has no such packing for is packed anew if it can be."""
+        by_name = {each.name: each for each in self.parameters}
+
+        def pack(step: Step) -> list[Tensor]:
+            """Pack what cannot be transposed packed, after that."""
+            first = by_name[step.sources[0]]
+            if first.exact is None or first.tensor.packing is None or step.rule.inverse is None:
+                return []
+            how = replace(first.tensor.packing, global_scale=False)
+            exact = [by_name[name].exact or by_name[name].tensor for name in step.sources]
+            return [
+                quantize(tensor, how, self._scale_dtype)
+                for tensor in step.rule.inverse(exact, len(step.targets))
+            ]
+
+        tensors = {name: self._for_layout(each, to) for name, each in by_name.items()}
+        return self.target(to).weights(tensors, pack)
+
+    def _for_layout(self, parameter: Parameter, to: str) -> Tensor:
+        tensor, exact, how = parameter.tensor, parameter.exact, parameter.tensor.packing
+        if to not in WITHOUT_GLOBAL_SCALES or not (how and how.global_scale):
+            return tensor
+        if exact is None and self.asked(parameter.path) != how:
+            return tensor  # it was packed before, and is to stay so
+        return quantize(exact or decode(tensor, ""), replace(how, global_scale=False), self._scale_dtype)
+
     def _written_backwards(self, shard_bytes: int, to: str) -> Output:
         """Return the files of a folder in another layout."""
         if to not in ENCODERS:
@@ -294,7 +327,7 @@ class Conversion:
                 "--quantize out, or write --to mlx-lm"
             )
         target = self.target(to)
-        weights = target.weights({parameter.name: parameter.tensor for parameter in self.parameters})
+        weights = self.written(to)
         shards = plan_shards([weight.tensors for weight in weights], shard_bytes)
         return Output(
             shards=shards,
@@ -351,19 +384,6 @@ class Conversion:
 def hash_of(array: mx.array) -> str:
     """Return a hash of an array's bytes."""
     return hashlib.sha256(np.array(mx.contiguous(array).view(mx.uint8)).tobytes()).hexdigest()
-
-
-def _stored(parameter: Parameter, name: str, rows: Rows) -> Stored:
-    """Say what to look for in a tensor: NaN and infinity among weights, or, which is fatal, among scales."""
-    scales = parameter.tensor.packing is not None and not name.endswith(".weight")
-    if parameter.tensor.packing == MXFP8 and not scales:
-        holds = "F8_E4M3"
-    elif rows.dtype == "U8":
-        holds = "F8_E8M0"
-    else:
-        holds = rows.dtype if rows.dtype in NOT_FINITE else None
-    fatal = rows.dtype == "U8" or name.endswith(FLOAT32_ONLY)
-    return Stored(rows=rows, holds=holds, fatal=fatal)
 
 
 def _result_config(config: Mapping[str, Any], packings: Mapping[str, Quantization]) -> dict[str, Any]:

@@ -4,8 +4,18 @@ Layouts: hub (FP8 blocks or bfloat16), transformers 5, MLX (with kv_b_proj, or n
 unembed_out), macmoe. The hub stores multi-token-prediction layer j as decoder layer num_hidden_layers + j.
 """
 
-from macmoe_converters.common import DENSE_MLP, EXPERTS, FRAME, HUB_EXPERTS, LAYER, MLX_EXPERTS, NORMS
-from macmoe_converters.rules import RuleTable, drop, keep, rename, split, transpose, under
+from macmoe_converters.common import (
+    BESIDE,
+    BUFFERS,
+    DENSE_MLP,
+    EXPERTS,
+    FRAME,
+    HUB_EXPERTS,
+    LAYER,
+    MLX_EXPERTS,
+    NORMS,
+)
+from macmoe_converters.rules import Rule, RuleTable, drop, keep, rename, split, transpose, under
 
 KEY_UP = "self_attn.k_up_proj.weight"
 VALUE_UP = "self_attn.v_up_proj.weight"
@@ -27,9 +37,19 @@ HEADS = (keep(KEY_UP), keep(VALUE_UP), *HUB_HEADS, *MLX_HEADS)
 ROUTER = (keep("mlp.gate.weight"), keep("mlp.gate.e_score_correction_bias"))
 SHARED_EXPERT = tuple(keep(f"mlp.shared_experts.{name}_proj.weight") for name in ("gate", "up", "down"))
 LAYERS = (*NORMS, *QUERIES, *LATENTS, *DENSE_MLP, *ROUTER, *SHARED_EXPERT)
-DECODER_LAYER = (*LAYERS, *HEADS, *EXPERTS)
+DECODER_LAYER = (*LAYERS, *BUFFERS, *HEADS, *EXPERTS)
 HUB_LAYER = (*LAYERS, *HUB_HEADS, *HUB_EXPERTS)
 MLX_LAYER = (*LAYERS, *MLX_HEADS, *MLX_EXPERTS)
+
+# Switches of macmoe's config.json: whether prediction layers have matrices of their own, which those of the
+# published models share with the model.
+OWN_EMBEDDING, OWN_HEAD = "mtp_own_embedding", "mtp_own_head"
+
+
+def _lent(name: str, reason: str, copy_of: str, switch: str) -> tuple[Rule, Rule]:
+    """Drop what is a copy of a matrix of the model, or keep it if it is none."""
+    return keep(name, when=(switch, True)), drop(name, reason, when=(switch, False), copy_of=copy_of)
+
 
 # What a multi-token-prediction layer has besides.
 PREDICTION = (
@@ -37,8 +57,10 @@ PREDICTION = (
     keep("hnorm.weight"),
     keep("eh_proj.weight"),
     keep("shared_head.norm.weight"),
-    drop("embed_tokens.weight", "a copy of the model's embedding", copy_of="model.embed_tokens.weight"),
-    drop("shared_head.head.weight", "a copy of the model's output matrix", copy_of="lm_head.weight"),
+    *_lent(
+        "embed_tokens.weight", "a copy of the model's embedding", "model.embed_tokens.weight", OWN_EMBEDDING
+    ),
+    *_lent("shared_head.head.weight", "a copy of the model's output matrix", "lm_head.weight", OWN_HEAD),
 )
 PREDICTION_LAYER = (*DECODER_LAYER, *PREDICTION)
 HUB_PREDICTION_LAYER = "model.layers.{num_hidden_layers+mtp}."
@@ -46,6 +68,7 @@ HUB_PREDICTION_LAYER = "model.layers.{num_hidden_layers+mtp}."
 TABLE = RuleTable(
     rules=(
         *FRAME,
+        *BESIDE,
         *under(LAYER, DECODER_LAYER),
         *under(HUB_PREDICTION_LAYER, PREDICTION_LAYER, to="mtp.{mtp}."),
         *under("mtp.{mtp}.", PREDICTION_LAYER),
@@ -60,5 +83,5 @@ TABLE = RuleTable(
         "mlx-lm": (*FRAME, *under(LAYER, MLX_LAYER)),
     },
     optional=("mtp",),
-    left_out={"mlx-lm": "mtp."},
+    left_out={"mlx-lm": ("mtp.", "mlx-lm has no prediction layers (MTP)")},
 )

@@ -5,7 +5,7 @@ original, MLX, macmoe. All but MLX and macmoe interleave gate and up: rows 0, 2,
 5, ... are up.
 """
 
-from macmoe_converters.common import DOWN, FRAME, GATE_UP, LAYER, NORMS
+from macmoe_converters.common import BESIDE, BUFFERS, DOWN, FRAME, GATE_UP, LAYER, NORMS
 from macmoe_converters.rules import (
     BIAS_ROWS,
     RuleTable,
@@ -70,8 +70,9 @@ LAYERS = (*NORMS, *ATTENTION, *ROUTER)
 TABLE = RuleTable(
     rules=(
         *FRAME,
+        *BESIDE,
         *ORIGINAL_FRAME,
-        *under(LAYER, (*LAYERS, *MACMOE_EXPERTS, *HUB_BLOCKS, *HUB_EXPERTS, *MLX_EXPERTS)),
+        *under(LAYER, (*LAYERS, *BUFFERS, *MACMOE_EXPERTS, *HUB_BLOCKS, *HUB_EXPERTS, *MLX_EXPERTS)),
         *under("block.{layer}.", ORIGINAL_LAYER, to=LAYER),
     ),
     counts={"layer": "num_hidden_layers"},

@@ -25,6 +25,7 @@ MXFP4 = Quantization(group_size=32, bits=4, mode="mxfp4")
 MXFP8 = Quantization(group_size=32, bits=8, mode="mxfp8")
 MXFP4_BLOCK_BYTES = 16
 E8M0_BIAS = 127
+DECODED = "decoded to float32"  # how remarks of it begin
 FLOATS = {"F32", "BF16", "F16"}
 
 
@@ -67,8 +68,7 @@ def plain(array: Rows) -> Tensor:
 
 def decoded(weight: Rows, reason: str) -> Tensor:
     """Wrap the float32 values of a matrix that could not stay packed."""
-    remark = f"decoded to float32, because {reason} (`--quantize 8bit` gives a small form)"
-    return Tensor(parts={"weight": weight}, remark=remark)
+    return Tensor(parts={"weight": weight}, remark=f"{DECODED}, because {reason}")
 
 
 def decode(tensor: Tensor, reason: str) -> Tensor:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from macmoe.config import Quantization
-from macmoe_converters.conversion import Conversion, Parameter
+from macmoe_converters.conversion import Conversion
 from macmoe_converters.packing import decode
+from macmoe_converters.parameters import Parameter
 from macmoe_converters.recipes import LAYER
 from macmoe_converters.rows import cast
 

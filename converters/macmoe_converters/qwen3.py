@@ -3,7 +3,17 @@
 Layouts: hub (bfloat16, or FP8 blocks), transformers 5, MLX, macmoe.
 """
 
-from macmoe_converters.common import DENSE_MLP, EXPERTS, FRAME, HUB_EXPERTS, LAYER, MLX_EXPERTS, NORMS
+from macmoe_converters.common import (
+    BESIDE,
+    BUFFERS,
+    DENSE_MLP,
+    EXPERTS,
+    FRAME,
+    HUB_EXPERTS,
+    LAYER,
+    MLX_EXPERTS,
+    NORMS,
+)
 from macmoe_converters.rules import RuleTable, keep, under
 
 ATTENTION = (
@@ -14,7 +24,7 @@ ATTENTION = (
 LAYERS = (*NORMS, *ATTENTION, *DENSE_MLP, keep("mlp.gate.weight"))
 
 TABLE = RuleTable(
-    rules=(*FRAME, *under(LAYER, (*LAYERS, *EXPERTS))),
+    rules=(*FRAME, *BESIDE, *under(LAYER, (*LAYERS, *BUFFERS, *EXPERTS))),
     counts={"layer": "num_hidden_layers"},
     written={
         "hub": (*FRAME, *under(LAYER, (*LAYERS, *HUB_EXPERTS))),

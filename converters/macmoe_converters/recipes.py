@@ -17,7 +17,7 @@ EXPERTS, DOWN, EMBEDDING, EDGE, REST = "experts", "down", "embedding", "edge", "
 PATTERNS = {
     EXPERTS: r"\.mlp\.experts\.",
     DOWN: r"\.down_proj$",
-    EMBEDDING: r"^(model\.embed_tokens|lm_head)$",
+    EMBEDDING: r"^(model\.embed_tokens|lm_head|mtp\.\d+\.(embed_tokens|shared_head\.head))$",
     REST: r"",
 }
 # A small error there sends a token to other experts.

@@ -127,7 +127,9 @@ class Rule:
         reason: Why they are dropped.
         when: A switch of config.json and the position at which the rule holds; None: always.
         inverse: What happens when the rule is read backwards; None: it cannot be.
-        copy_of: The parameter of which the dropped tensor is a copy: where it comes from, read backwards.
+        copy_of: The parameter of which the dropped tensor has to be a copy. Where it is none, the switch in
+            `when` is put to its other position, under which another rule keeps the tensor.
+        rewritten: Whether the copy is made again where the rule is read backwards.
     """
 
     sources: tuple[str, ...]
@@ -136,6 +138,7 @@ class Rule:
     reason: str = ""
     inverse: Inverse | None = None
     copy_of: str = ""
+    rewritten: bool = True
     when: tuple[str, bool] | None = None
 
 
@@ -196,9 +199,24 @@ def split(source: str, *targets: str, axis: int = WEIGHT_ROWS) -> Rule:
     )
 
 
-def drop(source: str, reason: str, *, when: tuple[str, bool] | None = None, copy_of: str = "") -> Rule:
+def drop(
+    source: str,
+    reason: str,
+    *,
+    when: tuple[str, bool] | None = None,
+    copy_of: str = "",
+    rewritten: bool = True,
+) -> Rule:
     """Leave a tensor out, for a reason: for example, because it is a copy of a parameter."""
-    return Rule(sources=(source,), targets=(), reason=reason, when=when, copy_of=copy_of, inverse=_same)
+    return Rule(
+        sources=(source,),
+        targets=(),
+        reason=reason,
+        when=when,
+        copy_of=copy_of,
+        rewritten=rewritten,
+        inverse=_same,
+    )
 
 
 def under(prefix: str, rules: Sequence[Rule], *, to: str | None = None) -> tuple[Rule, ...]:
@@ -222,11 +240,11 @@ class RuleTable:
         counts: Placeholder -> the key of config.json that says how many there are.
         optional: Placeholders that may have no tensors at all; the config of the result then says 0.
         written: Layouts that can be written, and the rules that are read backwards for it.
-        left_out: Parameters that have no place in a layout: layout -> prefix of their names.
+        left_out: Parameters that have no place in a layout: layout -> prefix of their names, and why.
     """
 
     rules: tuple[Rule, ...]
     counts: Mapping[str, str]
     written: Mapping[str, tuple[Rule, ...]]
     optional: tuple[str, ...] = ()
-    left_out: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, tuple[str, str]] = field(default_factory=dict)

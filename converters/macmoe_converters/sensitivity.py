@@ -164,13 +164,25 @@ def _packed(values: mx.array, how: Quantization, scale_type: mx.Dtype) -> tuple[
     return cast("float", ((found - values) ** 2).sum().item()), found
 
 
-def _candidates(path: str, width: int) -> Iterator[Quantization]:
+def candidates(path: str, width: int) -> Iterator[Quantization]:
+    """Yield the packings to choose from for a matrix with rows of this width; none if none fits."""
+    if path.startswith(PREDICTION):
+        yield from _for_prediction(width)
+        return
     for how in CANDIDATES:
         fitting = suitable(how, width)
         if how.group_size == LARGE_GROUP and fitting != how:
             continue
         if fitting and (how.mode == "affine" or EMBEDDING not in roles(path, 0)):
             yield fitting
+
+
+def _probes(width: int) -> list[Quantization]:
+    return [how for probe in PROBES if (how := suitable(probe, width))]
+
+
+def _for_prediction(width: int) -> list[Quantization]:
+    return [how for how in (suitable(PREDICTION_PACKING, width),) if how]
 
 
 def measure(
@@ -196,20 +208,20 @@ def measure(
 def _options(loaded: Loaded, path: str, passages: Sequence[Passage], expected: mx.array) -> Iterator[Option]:
     """Yield the ways to store a matrix, as it is first; none if it cannot be packed."""
     values, bits = loaded.values(path), loaded.bits(path)
-    probes = [how for probe in PROBES if (how := suitable(probe, values.shape[-1]))]
+    probes = _probes(values.shape[-1])
     if not probes:
         return
     yield Option(how=None, bits=bits, effect=0.0)
     if path.startswith(PREDICTION):
-        how = suitable(PREDICTION_PACKING, values.shape[-1]) or probes[0]
-        yield Option(how=how, bits=how.bits_per_weight * values.size, effect=0.0)
+        for how in _for_prediction(values.shape[-1]):
+            yield Option(how=how, bits=how.bits_per_weight * values.size, effect=0.0)
         return
     sensitivities = []
     for probe in probes:
         squared, left = _packed(values, probe, loaded.scale_type)
         moved = _divergence(expected, loaded.predictions_with(path, left, passages))
         sensitivities.append(moved / max(squared, TINY))
-    for how in _candidates(path, values.shape[-1]):
+    for how in candidates(path, values.shape[-1]):
         if how.bits_per_weight * values.size < bits:
             error, _ = _packed(values, how, loaded.scale_type)
             yield Option(how=how, bits=how.bits_per_weight * values.size, effect=error * fmean(sensitivities))

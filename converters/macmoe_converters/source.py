@@ -12,8 +12,11 @@ from typing import Any
 
 from macmoe.checkpoint import check_counts, is_macmoe_folder
 from macmoe.config import ConfigReader, load_config, read_quantization
+from macmoe.config_reader import permitted
 from macmoe.errors import ConfigError, ConversionError
+from macmoe.families import known_config
 from macmoe.shards import Shards
+from macmoe_converters.names import plain_names
 from macmoe_converters.original import hub_config, is_original
 from macmoe_converters.packing import FLOATS, Tensor, e8m0_values, fp8_blocks, mxfp4_blocks, packed, plain
 from macmoe_converters.rows import Rows, stored
@@ -76,12 +79,17 @@ class Source:
         config: Its config.json in the hub's spelling.
         layout: What kind of folder it is.
         names: The tensors as rules see them, in the order of the files.
+        stored_names: The names of all tensors in the files, by their names in rules.
         files: Its safetensors files.
         companions: The folders that may hold its tokenizer.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, allow_unknown_keys: bool = False) -> None:
         """Open a folder and check the headers of its files.
+
+        Args:
+            folder: The folder.
+            allow_unknown_keys: Warn of unknown keys in config.json instead of refusing them.
 
         Raises:
             ConfigError: config.json is missing or invalid.
@@ -90,11 +98,18 @@ class Source:
         self.folder = Path(folder)
         self._read_config = config = load_config(self.folder)
         self._shards = Shards(self.folder)
-        tensors = self._shards.tensors
-        self.layout = layout_of(self.folder, config, tensors)
         file = str(self.folder / "config.json")
-        check_counts(config, len(tensors), self.folder)
-        self.config = hub_config(config, file) if self.layout == "original" else config
+        check_counts(config, len(self._shards.tensors), self.folder)
+        tied = config.get("tie_word_embeddings") is True
+        plain = plain_names(self._shards.tensors, self.folder, tied=tied)
+        self.stored_names = {name: original for original, name in plain.items()}
+        tensors = {name: self._shards.tensors[original] for name, original in self.stored_names.items()}
+        self.layout = layout_of(self.folder, config, tensors)
+        if self.layout == "original":
+            config = hub_config(
+                permitted(config, file, hub_config, allow_unknown_keys=allow_unknown_keys), file
+            )
+        self.config = known_config(config, file, allow_unknown_keys=allow_unknown_keys)
         self.files = self._shards.files
         # OpenAI's repository has the original weights in a folder of their own, below the tokenizer.
         self.companions = (self.folder, self.folder.parent) if self.layout == "original" else (self.folder,)
@@ -140,16 +155,24 @@ class Source:
         try:
             if name in self._encoded:
                 encoding, names = self._encoded[name]
-                parts = {part: stored(self._shards, each) for part, each in names.items()}
+                parts = {part: self._stored(each) for part, each in names.items()}
                 return encoding.read(self, name, parts)
-            dtype = self._shards.tensors[name].dtype
+            dtype = self._shards.tensors[self.stored_names[name]].dtype
             if dtype not in FLOATS:
                 raise ValueError(
                     f"it is stored as {dtype}, meaningless without scales, and those are missing"
                 )
-            return plain(stored(self._shards, name))
+            return plain(self._stored(name))
         except ValueError as error:
             raise ConversionError(f"{self.folder}: tensor '{name}': {error}") from None
+
+    def _stored(self, name: str) -> Rows:
+        return stored(self._shards, self.stored_names[name])
+
+    def parts(self, name: str) -> tuple[str, ...]:
+        """Return the names in the files of all that is stored for a tensor."""
+        parts = self._encoded[name][1].values() if name in self._encoded else (name,)
+        return tuple(self.stored_names[part] for part in parts)
 
     def _read_mxfp4(self, _: str, parts: dict[str, Rows]) -> Tensor:
         return mxfp4_blocks(parts["weight"], parts["scales"])
@@ -163,7 +186,8 @@ class Source:
         return fp8_blocks(codes, scales, self._block)
 
     def _read_packed(self, name: str, parts: dict[str, Rows]) -> Tensor:
-        how = self._packings.get(name.removesuffix(".weight"), self._packing)
+        paths = (each.removesuffix(".weight") for each in (name, self.stored_names[name]))
+        how = next((self._packings[path] for path in paths if path in self._packings), self._packing)
         if how is None:
             raise ValueError("it is packed, and `quantization` in config.json does not say how")
         return packed(parts, replace(how, global_scale="global_scale" in parts))

@@ -7,7 +7,8 @@ Packings that a layout has are taken over bit for bit; others are decoded to flo
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 from macmoe.config import Quantization
 from macmoe.errors import ConversionError
 from macmoe.shards import TensorInfo, first_five
+from macmoe_converters import deepseek_v3
 from macmoe_converters.packing import MXFP4, MXFP4_BLOCK_BYTES, MXFP8, Tensor, decode, e8m0_values
 from macmoe_converters.plan import EXPERT, Matcher, Numbers, Step
 from macmoe_converters.rows import Array, Rows
@@ -57,6 +59,10 @@ ARCHITECTURES = {
     "qwen3_moe": "Qwen3MoeForCausalLM",
 }
 
+# Makes what a step stores, in another way; nothing if there is none.
+Pack = Callable[[Step], list[Tensor]]
+TYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
@@ -68,6 +74,7 @@ class Written:
         weight: What it stands for.
         packing: How it is packed; None for a plain array.
         remark: Why it is not packed any more; mostly empty.
+        parameters: The parameters that it is made of.
     """
 
     name: str
@@ -75,6 +82,7 @@ class Written:
     weight: Tensor
     packing: Quantization | None = None
     remark: str = ""
+    parameters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +101,12 @@ class Target:
     table: RuleTable
     config: Mapping[str, Any]
 
-    def weights(self, parameters: Mapping[str, Tensor]) -> list[Written]:
+    def weights(self, parameters: Mapping[str, Tensor], pack: Pack | None = None) -> list[Written]:
         """Return what the layout stores for a model's parameters.
+
+        Args:
+            parameters: The parameters, by name.
+            pack: What packs a tensor that could not stay packed on its way, or None.
 
         Raises:
             ConversionError: Some of them have no place in the layout.
@@ -103,8 +115,11 @@ class Target:
         for step in self._steps(parameters):
             assert step.rule.inverse is not None
             tensors = step.rule.inverse([parameters[name] for name in step.sources], len(step.targets))
+            if pack and parameters[step.sources[0]].packing and any(not each.packing for each in tensors):
+                tensors = pack(step) or tensors
+            encode = ENCODERS[self.layout]
             found += [
-                ENCODERS[self.layout](self.family, name, tensor)
+                replace(encode(self.family, name, tensor), parameters=step.sources)
                 for name, tensor in zip(step.targets, tensors, strict=True)
             ]
         return found
@@ -123,23 +138,28 @@ class Target:
                 if _stores_blocks(rule) == in_blocks
                 for numbers in self._expanded(rule, found)
             ]
-            if len([step for step in made if not step.rule.copy_of]) != 1 and not self._left_out(name):
+            if len([step for step in made if not step.rule.copy_of]) != 1 and not self.leaves_out(name):
                 unplaced.append(name)
             steps |= {step.targets: step for step in made}
         if unplaced:
             raise ConversionError(f"the layout {self.layout} has no place for {first_five(unplaced)}")
         return list(steps.values())
 
+    @property
+    def why(self) -> str:
+        """Why the layout does without some parameters."""
+        return self.table.left_out.get(self.layout, ("", ""))[1]
+
     def _rules(self) -> tuple[Rule, ...]:
         return tuple(
             replace(rule, sources=rule.targets or (rule.copy_of,), targets=rule.sources)
             for rule in self.table.written[self.layout]
-            if rule.targets or rule.copy_of
+            if rule.targets or (rule.copy_of and rule.rewritten)
         )
 
-    def _left_out(self, name: str) -> bool:
-        prefix = self.table.left_out.get(self.layout)
-        return prefix is not None and name.startswith(prefix)
+    def leaves_out(self, name: str) -> bool:
+        """Return whether the layout has no place for a parameter, and does without."""
+        return self.layout in self.table.left_out and name.startswith(self.table.left_out[self.layout][0])
 
     def _expanded(self, rule: Rule, numbers: Numbers) -> Iterator[Numbers]:
         """Yield the numbers in a rule's targets: one that its sources do not have runs over all it can be."""
@@ -167,6 +187,8 @@ class Target:
     def result_config(self, weights: Sequence[Written]) -> dict[str, Any]:
         """Return config.json of the written folder."""
         config = {"architectures": [ARCHITECTURES[self.config["model_type"]]], **hub_spelling(self.config)}
+        if DTYPE in config:  # a reader may cast what it loads to that type
+            config[DTYPE] = stored_type(weights) or config[DTYPE]
         packings = {each.name.removesuffix(WEIGHT): each.packing for each in weights if each.packing}
         if self.layout == "hub":
             return config | ({"quantization_config": HUB_QUANTIZATION[self.family]} if packings else {})
@@ -179,15 +201,25 @@ class Target:
         )
 
 
+def stored_type(weights: Iterable[Written]) -> str | None:
+    """Return the type of most weights that are not packed, in config.json's spelling; None if all are."""
+    stored: Counter[str] = Counter()
+    for weight in weights:
+        if weight.packing is None:
+            stored[weight.weight.weight.dtype] += weight.weight.weight.info.nbytes
+    (most, _), *_ = stored.most_common(1) or [("", 0)]
+    return TYPES.get(most)
+
+
 def _stores_blocks(rule: Rule) -> bool:
     return rule.targets[0].endswith(BLOCKS)
 
 
 def hub_spelling(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return config.json as the hub and mlx-lm spell it, whatever its own spelling, without packings."""
-    result = {key: value for key, value in config.items() if key not in V5_KEYS}
+    result = {key: value for key, value in config.items() if key not in (*V5_KEYS, *OWN_KEYS)}
     if "dtype" in config:
-        result.setdefault("torch_dtype", config["dtype"])
+        result.setdefault(DTYPE, config["dtype"])
     rope = dict(config.get("rope_parameters") or {})
     if rope:
         result["rope_theta"] = rope.pop("rope_theta", config.get("rope_theta"))
@@ -198,7 +230,9 @@ def hub_spelling(config: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+DTYPE = "torch_dtype"
 V5_KEYS = ("dtype", "rope_parameters", "quantization", "quantization_config")
+OWN_KEYS = (deepseek_v3.OWN_EMBEDDING, deepseek_v3.OWN_HEAD)  # of macmoe's layout; tensors tell it to others
 
 
 def quantization_entries(packings: Mapping[str, Quantization]) -> dict[str, Any]:
@@ -261,9 +295,9 @@ def block_scales(tensor: Tensor) -> Rows | None:
 
 
 def _for_mlx_lm(_: str, name: str, tensor: Tensor) -> Written:
-    """Store MLX's packings as they are; mlx-lm has global scales for stacks only."""
+    """Store MLX's packings as they are; mlx-lm has global scales for experts only."""
     how = tensor.packing
-    if how is None or (how.global_scale and len(tensor.shape) == 2):
+    if how is None or (how.global_scale and not any(part in name for part in EXPERT_STACKS)):
         return _plain(name, tensor, "mlx-lm has no global scale for it")
     path = name.removesuffix(WEIGHT)
     tensors = {
@@ -277,5 +311,9 @@ def _for_mlx_lm(_: str, name: str, tensor: Tensor) -> Written:
     return Written(name=name, tensors=tensors, weight=tensor, packing=how)
 
 
+EXPERT_STACKS = (".switch_mlp.", ".mlp.experts.")  # in mlx-lm's names
+# mlx-lm reads global scales of NVFP4 for some modules, and MLX computes with them on a GPU only; what is
+# packed on the way there gets none.
+WITHOUT_GLOBAL_SCALES = {"mlx-lm"}
 # Layout -> (family, name, tensor) -> what is stored.
 ENCODERS: dict[str, Callable[[str, str, Tensor], Written]] = {"hub": _for_hub, "mlx-lm": _for_mlx_lm}

@@ -8,29 +8,43 @@ from pathlib import Path
 
 import numpy as np
 
-from macmoe.checkpoint import MARKER
+from macmoe.checkpoint import MARKER, is_macmoe_folder
 from macmoe.config import Quantization, load_json
-from macmoe.errors import CheckpointError
+from macmoe.errors import CheckpointError, UsageError
 from macmoe.shards import Shards
+from macmoe_converters.account import Account, take_account
 from macmoe_converters.conversion import MACMOE, Conversion
+from macmoe_converters.draft import draft_folder
 from macmoe_converters.packing import Tensor, decode, packed
 from macmoe_converters.rows import Array, Rows, cast, stored
-from macmoe_converters.sink import Progress
+from macmoe_converters.sink import Output, Progress, is_finished
 
 # Largest root mean square error of a group, as a share of its largest weight: half the distance of two codes,
 # or what a scale that was rounded downwards cuts off.
 FLOAT_BOUNDS = {"mxfp4": 0.3, "nvfp4": 0.3, "mxfp8": 0.3}
 SCALE_ROUNDING = 2.0**-8  # of affine scales and biases, which may be bfloat16
 CONFIG = "config.json"
+# What macmoe.json says of how a folder was made -> what to do where it is something else.
+MADE_WITH = {
+    "recipe": "verify with the options that it was made with, or choose another folder",
+    "source": "name the source that it was made of, or choose another folder",
+}
 UNDERFLOW = 2.0**-16  # of the largest weight around: NVFP4's scales end there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
-    """What was compared: weights that are equal bit for bit, and those within their packing's error."""
+    """What was compared.
+
+    Attributes:
+        equal: Weights of the output that are equal bit for bit.
+        within: Those within their packing's error.
+        account: What became of every tensor of the source.
+    """
 
     equal: int
     within: int
+    account: Account
 
 
 def bound(how: Quantization, groups: Array) -> Array:
@@ -55,12 +69,14 @@ class Claim:
         arrays: What is stored for it, by name.
         weight: What that stands for.
         exact: What it has to be close to; None if it has to be equal, as what was learned has to be.
+        parameters: The parameters that it is made of.
     """
 
     name: str
     arrays: Mapping[str, Rows]
     weight: Tensor
     exact: Tensor | None
+    parameters: tuple[str, ...]
 
 
 def claims(conversion: Conversion, to: str = MACMOE) -> Iterator[Claim]:
@@ -68,11 +84,18 @@ def claims(conversion: Conversion, to: str = MACMOE) -> Iterator[Claim]:
     if to == MACMOE:
         for each in conversion.parameters:
             exact = None if conversion.learned else each.exact
-            yield Claim(name=each.name, arrays=each.arrays, weight=each.tensor, exact=exact)
+            yield Claim(
+                name=each.name,
+                arrays=each.arrays,
+                weight=each.tensor,
+                exact=exact,
+                parameters=(each.name,),
+            )
         return
-    target = conversion.target(to)
-    written = target.weights({each.name: each.tensor for each in conversion.parameters})
-    before = target.weights({each.name: each.exact or each.tensor for each in conversion.parameters})
+    written = conversion.written(to)
+    before = conversion.target(to).weights(
+        {each.name: each.exact or each.tensor for each in conversion.parameters}
+    )
     for each, other in zip(written, before, strict=True):
         lossy = each.packing not in (None, other.packing) and not conversion.learned
         yield Claim(
@@ -80,14 +103,46 @@ def claims(conversion: Conversion, to: str = MACMOE) -> Iterator[Claim]:
             arrays={name: stored.rows for name, stored in each.tensors.items()},
             weight=each.weight,
             exact=other.weight if lossy else None,
+            parameters=each.parameters,
         )
+
+
+def is_made_so(output: Output, out: Path, to: str, *, force: bool = False) -> bool:
+    """Return whether there is a folder to verify, which such a conversion made.
+
+    Args:
+        output: What the conversion makes.
+        out: The folder.
+        to: Its layout.
+        force: Whether it may be replaced if it was made in another way.
+
+    Raises:
+        UsageError: It was made in another way, which it says.
+    """
+    if is_finished(output, out):
+        return True
+    if force or not (out / CONFIG).is_file() or draft_folder(out).exists():
+        return False
+    if is_macmoe_folder(out) != (to == MACMOE):
+        raise UsageError(f"{out}: is not in the layout of {to}; verify with the --to that it was made with")
+    found = load_json(out / MARKER) if output.marker else {}
+    for key, remedy in MADE_WITH.items():
+        if output.marker and found.get(key) != output.marker[key]:
+            raise UsageError(f"{out}: made with {found.get(key)}, not {output.marker[key]}; {remedy}")
+    same_source = found.get("source_fingerprint") == output.marker.get("source_fingerprint")
+    if output.marker and same_source:
+        return True  # by another version: the proof will tell
+    raise UsageError(
+        f"{out}: made with other options or of another source than this command names; repeat those that it "
+        "was made with, or choose another folder"
+    )
 
 
 class Verifier:
     """Compares a written folder, in a layout, with the conversion that made it."""
 
     def __init__(self, conversion: Conversion, out: Path, to: str) -> None:
-        self._conversion, self._out = conversion, out
+        self._conversion, self._out, self._to = conversion, out, to
         self._output, self._claims = conversion.output(to=to), list(claims(conversion, to))
         self._shards = Shards(out)
 
@@ -127,20 +182,28 @@ class Verifier:
                 f"{self._out}: was not made of {self._conversion.folder} with this recipe; check both"
             )
         self._check_hashes()
-        equal = within = done = 0
+        done = 0
         total = sum(info.nbytes for info in arrays.values())
         for claim in self._claims:
             if claim.exact is None:
                 for name, rows in claim.arrays.items():
                     self._equal(name, rows)
-                equal += 1
             else:
                 self._within(claim, claim.exact)
-                within += 1
             done += sum(rows.info.nbytes for rows in claim.arrays.values())
             if progress:
                 progress(done, total)
-        return Proof(equal=equal, within=within)
+        within = [claim for claim in self._claims if claim.exact is not None]
+        return Proof(
+            equal=len(self._claims) - len(within),
+            within=len(within),
+            account=take_account(
+                self._conversion,
+                proven={name for claim in self._claims for name in claim.parameters},
+                lossy={name for claim in within for name in claim.parameters},
+                to=self._to,
+            ),
+        )
 
     def _check_hashes(self) -> None:
         marker = load_json(self._out / MARKER) if self._output.marker else {}

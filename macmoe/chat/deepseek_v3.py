@@ -28,11 +28,11 @@ from macmoe.chat.messages import (
     ToolCall,
     control,
     literal,
-    read_object,
     to_json,
     with_neighbors,
 )
 from macmoe.chat.parser import BlockParser, BlockSyntax, Parser, Vocabulary
+from macmoe.chat.payload import read_payload
 
 _BEGIN, _END = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 _USER, _ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
@@ -45,6 +45,7 @@ _OUTPUT, _OUTPUT_END = "<｜tool▁output▁begin｜>", "<｜tool▁output▁end
 _PLACEHOLDER = "<｜place▁holder▁no▁796｜>"
 _CHAINING = {"": "chain them directly without separators or spaces", "\n": "begin each one on a new line"}
 # Name and fence of V3's calls; V3.1 models sometimes write the fence as well.
+_TYPE = re.compile(r"\s*\w*\s*")
 _FENCED = re.compile(r"(?P<name>[\w.-]*)\s*```(?:json)?\n(?P<arguments>.*?)(?:\n?```)?", re.DOTALL)
 
 
@@ -251,12 +252,14 @@ def _read_call(text: str) -> ToolCallEvent | None:
     """Read `NAME<sep>{...}`, or V3's `function<sep>NAME`, a newline and the arguments in a fence."""
     name, separator, arguments = text.partition(_SEPARATOR)
     fenced = _FENCED.fullmatch(arguments.strip())
+    if fenced is not None and fenced["name"] and not _TYPE.fullmatch(name):
+        return None  # more than the word `function`, which would be lost
     if fenced is not None:
         name, arguments = fenced["name"] or name, fenced["arguments"]
     name, arguments = name.strip(), arguments.strip()
     if not separator or not name:
         return None
-    return ToolCallEvent(name, read_object(arguments), arguments)
+    return ToolCallEvent(name, *read_payload(arguments))
 
 
 _SYNTAX = BlockSyntax(

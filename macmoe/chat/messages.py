@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableSet, Sequence
 from dataclasses import KW_ONLY, dataclass
 from itertools import groupby
 from typing import Any, Self
 
+from macmoe.chat.history import brief, read_call, read_message
+from macmoe.chat.payload import to_json
 from macmoe.errors import ChatFormatError
 
+_LOG = logging.getLogger(__name__)
 ROLES = ("system", "developer", "user", "assistant", "tool")
-# Data sets and servers name the same field in three ways.
-_REASONING_KEYS = ("reasoning", "reasoning_content", "thinking")
-_MESSAGE_KEYS = {"role", "content", "tool_calls", "tool_call_id", "name", *_REASONING_KEYS}
-_CALL_KEYS = {"id", "type", "function", "name", "arguments"}
 _ASSISTANT_ONLY = ("reasoning", "tool_calls")
 _TOOL_NAME = re.compile(r"[^\s<>]+")
 
@@ -37,18 +36,7 @@ class ToolCall:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Read `{"id", "name", "arguments"}`; name and arguments may stand in a "function" of their own."""
-        _refuse_unknown_keys(data, _CALL_KEYS, "a tool call")
-        function = data.get("function", data)
-        if not isinstance(function, Mapping):
-            function = {}
-        name, arguments = function.get("name"), function.get("arguments", {})
-        if not isinstance(name, str) or not isinstance(arguments, dict | str):
-            raise ChatFormatError(
-                f"a tool call needs a name and arguments (an object or its JSON text), not {_brief(data)}"
-            )
-        if isinstance(arguments, str):
-            return cls(name, read_object(arguments), id=data.get("id"), raw=arguments)
-        return cls(name, arguments, id=data.get("id"))
+        return cls(**read_call(data, set()))
 
     @property
     def arguments_text(self) -> str:
@@ -74,10 +62,10 @@ class Message:
             raise ChatFormatError(f"{self.role!r} is no role; the roles are {', '.join(ROLES)}")
         if not isinstance(self.content, str):
             raise ChatFormatError(
-                f"the content of a {self.role} message must be text, not {_brief(self.content)}"
+                f"the content of a {self.role} message must be text, not {brief(self.content)}"
             )
         if self.reasoning is not None and not isinstance(self.reasoning, str):
-            raise ChatFormatError(f"the reasoning of a message must be text, not {_brief(self.reasoning)}")
+            raise ChatFormatError(f"the reasoning of a message must be text, not {brief(self.reasoning)}")
         for field in _ASSISTANT_ONLY if self.role != "assistant" else ():
             if getattr(self, field):
                 raise ChatFormatError(f"a {self.role} message cannot have {field}; only the assistant has")
@@ -88,26 +76,18 @@ class Message:
         return self.role in ("system", "developer")
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Read a message as data sets and servers write it; unknown keys are errors.
+    def from_dict(cls, data: Mapping[str, Any]) -> Message:
+        """Read one message as clients, servers and data sets write it; `read_messages` reads a history.
 
-        The reasoning may be called `reasoning`, `reasoning_content` or `thinking`. Content may be null where
-        there are tool calls.
+        Content may be a list of text parts, and null where there are calls or reasoning. The reasoning may be
+        called `reasoning`, `reasoning_content` or `thinking`. A key with nothing in it passes.
         """
-        _refuse_unknown_keys(data, _MESSAGE_KEYS, "a message")
-        written = data.get("tool_calls") or ()
-        if not isinstance(written, list | tuple):
-            raise ChatFormatError(f"tool_calls must be a list, not {_brief(written)}")
-        calls = tuple(ToolCall.from_dict(call) for call in written)
-        content = data.get("content")
-        return cls(
-            data.get("role", ""),
-            "" if content is None and calls else content,  # type: ignore[arg-type]  checked on construction
-            reasoning=next((data[key] for key in _REASONING_KEYS if data.get(key)), None),
-            tool_calls=calls,
-            tool_call_id=data.get("tool_call_id"),
-            name=data.get("name"),
-        )
+        first, *others = read_messages([data])
+        if others:
+            raise ChatFormatError(
+                "results of tools stand in one message with other text; read it as a history"
+            )
+        return first
 
     def to_dict(self) -> dict[str, Any]:
         """Return the message as `from_dict` reads it, without empty fields."""
@@ -122,6 +102,36 @@ class Message:
         }
         given = {key: value for key, value in optional.items() if value}
         return {"role": self.role, "content": self.content, **given}
+
+
+def messages_in(data: Any, ignored: MutableSet[str]) -> list[Message]:
+    """Read one item of a history; `ignored` takes the names of what no model reads.
+
+    Raises:
+        ChatFormatError: It is no message, or holds what cannot be read.
+    """
+    return [
+        Message(**{**fields, "tool_calls": tuple(ToolCall(**call) for call in fields.get("tool_calls", ()))})
+        for fields in read_message(data, ignored)
+    ]
+
+
+def read_messages(history: Iterable[Message | Mapping[str, Any]]) -> list[Message]:
+    """Read a history as clients, servers and data sets write it; a warning names what no model reads.
+
+    Raises:
+        ChatFormatError: An item is no message, or holds what cannot be read.
+    """
+    ignored: set[str] = set()
+    messages = []
+    for number, item in enumerate(history, start=1):
+        try:
+            messages += [item] if isinstance(item, Message) else messages_in(item, ignored)
+        except ChatFormatError as error:
+            raise ChatFormatError(f"message {number}: {error}") from None
+    if ignored:
+        _LOG.warning("the messages hold what no model reads, and is left out: %s", ", ".join(sorted(ignored)))
+    return messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,39 +182,9 @@ def check_tools(tools: Sequence[Mapping[str, Any]]) -> None:
         ):
             raise ChatFormatError(
                 'a tool is declared as {"type": "function", "function": {"name": text, "description": text, '
-                f'"parameters": JSON schema}}}}, not as {_brief(tool)}'
+                f'"parameters": JSON schema}}}}, not as {brief(tool)}'
             )
         if not _TOOL_NAME.fullmatch(function["name"]):
             raise ChatFormatError(
                 f"{function['name']!r} cannot be the name of a tool; use letters, digits, '.', '_' and '-'"
             )
-
-
-def read_object(text: str) -> dict[str, Any] | None:
-    """Return the JSON object that a text is, or None."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def to_json(value: Any) -> str:
-    """Return JSON as the chat templates of the hub write it."""
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _refuse_unknown_keys(data: Any, known: set[str], what: str) -> None:
-    if not isinstance(data, Mapping):
-        raise ChatFormatError(f"{what} must be an object, not {_brief(data)}")
-    unknown = sorted(map(str, data.keys() - known))
-    if unknown:
-        raise ChatFormatError(
-            f"{what} has the unknown key {unknown[0]!r}, which would be ignored; "
-            f"known are {', '.join(sorted(known))}"
-        )
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

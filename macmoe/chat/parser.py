@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Protocol
 
 from macmoe.chat.events import AnswerText, Event, ThinkingText, ToolCallEvent
+from macmoe.chat.payload import Payload, Piece
 
 
 class TextStream(Protocol):
@@ -115,10 +117,12 @@ class BlockParser(Parser):
 
     - Thinking that is never closed stays thinking. A tag that changes nothing is dropped. A second block is
       thinking again, wherever it stands.
-    - A tag spelled with ordinary tokens counts where the tag is due: `</think>` in the thinking, `<think>` at
-      the very beginning. Elsewhere it is text.
+    - `<think>` spelled with ordinary tokens counts at the very beginning, `</think>` where the model has no
+      token for it or spelled the other. Elsewhere such a tag is text.
     - Newlines next to a tag are not text.
     - A call may stand in the thinking and may lack its end. A call that cannot be read is text.
+    - Inside a JSON string of a call, all tokens are text: the call ends at the closing tag that leaves valid
+      JSON. Where none does, it ends at the last one, or before the next call that can be read.
     """
 
     def __init__(self, vocabulary: Vocabulary, syntax: BlockSyntax, start: str) -> None:
@@ -126,9 +130,10 @@ class BlockParser(Parser):
         self._syntax = syntax
         self._thinking = start == "thinking"
         self._may_open = start == "auto"  # no text so far: a spelled-out tag would open the block
-        self._after_tag = False
+        self._spells = vocabulary.token_id(syntax.think[1]) is None  # whether tags are ordinary tokens here
+        self._after_tag = self._thinking
         self._held = ""  # what the next text decides about: newlines, the beginning of a tag
-        self._call: str | None = None  # text of the call being written
+        self._call: Payload | None = None  # the call being written
 
     @property
     def thinking(self) -> bool:
@@ -137,7 +142,7 @@ class BlockParser(Parser):
 
     def _text(self, text: str) -> list[Event]:
         if self._call is not None:
-            self._call += text
+            self._call.add(text)
             return []
         held = self._held + text
         if self._after_tag:
@@ -145,7 +150,7 @@ class BlockParser(Parser):
         tag = self._due_tag()
         before, found, after = held.partition(tag) if tag else (held, "", "")
         if found and (self._thinking or not before.strip("\n")):
-            self._held = before
+            self._held, self._spells = before, True
             return self._control(tag) + self._text(after)
         certain = _without_beginning_of(tag, held).rstrip("\n")
         self._held = held[len(certain) :]
@@ -154,8 +159,8 @@ class BlockParser(Parser):
     def _control(self, token: str) -> list[Event]:
         events: list[Event] = []
         if self._call is not None:
-            if token in self._syntax.inside_call or token in self._syntax.think:
-                self._call += token
+            if self._call.in_string or token in self._inside_call(self._call):
+                self._call.add_token(token)
                 return []
             events = self._end_call()
         opened, closed = self._syntax.think
@@ -164,14 +169,43 @@ class BlockParser(Parser):
             self._thinking = not self._thinking
         elif token == self._syntax.call[0]:
             events += self._before_tag()
-            self._call = ""
+            self._call = Payload()
         return events
 
     def _end(self) -> list[Event]:
         if self._call is not None:
-            return self._end_call()
+            return self._end_cut_call(self._call)
         held, self._held = self._held, ""
         return self._say(held)
+
+    def _end_cut_call(self, call: Payload) -> list[Event]:
+        """Deliver a call that the output ends in; a string that is still open may have swallowed its end."""
+        end = self._end_of(call.pieces) if call.in_string else None
+        if end is None:
+            call.drop_last_tokens()  # what ended the output is no text
+            return self._end_call()
+        self._call = Payload(call.pieces[:end])
+        events = self._end_call()
+        for text, is_token in call.pieces[end:]:
+            events += self._control(text) if is_token else self._text(text)
+        return events + self._end()
+
+    def _end_of(self, pieces: Sequence[Piece]) -> int | None:
+        """Return where a payload whose string never ends is over, None where no tag closes it."""
+        opened, closed = ((tag, True) for tag in self._syntax.call)
+        end = None
+        for place, piece in enumerate(pieces):
+            if piece == closed:
+                end = place
+            elif piece == opened and end is not None and self._is_call(pieces[place + 1 :]):
+                break
+        return end
+
+    def _is_call(self, pieces: Sequence[Piece]) -> bool:
+        """Tell whether a call that can be read begins here."""
+        within = takewhile(lambda piece: piece != (self._syntax.call[1], True), pieces)
+        call = self._syntax.read_call("".join(text for text, _ in within))
+        return call is not None and call.arguments is not None
 
     def _before_tag(self) -> list[Event]:
         """Deliver the text before a tag."""
@@ -180,12 +214,16 @@ class BlockParser(Parser):
         self._after_tag, self._may_open = True, False
         return events
 
+    def _inside_call(self, call: Payload) -> tuple[str, ...]:
+        """Return the tokens that do not end a call; a tag of the thinking does once its JSON is whole."""
+        return self._syntax.inside_call if call.whole else (*self._syntax.inside_call, *self._syntax.think)
+
     def _end_call(self) -> list[Event]:
-        text, self._call = self._call or "", None
-        call = self._syntax.read_call(text)
-        for token in self._syntax.inside_call:
-            text = text.replace(token, "")
-        events: list[Event] = [call] if call else self._say(text.strip("\n"))
+        written, self._call = self._call or Payload(), None
+        call = self._syntax.read_call(written.text)
+        events: list[Event] = (
+            [call] if call else self._say(written.prose(self._syntax.inside_call).strip("\n"))
+        )
         self._after_tag = True
         return events
 
@@ -198,7 +236,9 @@ class BlockParser(Parser):
     def _due_tag(self) -> str:
         """Return the tag that counts here even if spelled with ordinary tokens."""
         opened, closed = self._syntax.think
-        return closed if self._thinking else opened if self._may_open else ""
+        if self._thinking:
+            return closed if self._spells else ""
+        return opened if self._may_open else ""
 
 
 def _without_beginning_of(tag: str, text: str) -> str:

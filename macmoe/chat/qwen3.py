@@ -13,7 +13,6 @@ and the 2507 models that always think (Thinking) or never (Instruct).
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,11 +26,11 @@ from macmoe.chat.messages import (
     ToolCall,
     control,
     literal,
-    read_object,
     to_json,
     with_neighbors,
 )
 from macmoe.chat.parser import BlockParser, BlockSyntax, Parser, Vocabulary
+from macmoe.chat.payload import read_named_call
 
 _OPEN, _CLOSE = "<think>", "</think>"
 _EMPTY_BLOCK = "<think>\n\n</think>\n\n"
@@ -57,7 +56,6 @@ _TOOLS_AFTER = (
     '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
 )
 _OPENS_BLOCK = re.compile(r"<\|im_start\|>assistant(\n|\\n)<think>")
-_ARGUMENTS = re.compile(r'"arguments"\s*:\s*')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,16 +196,8 @@ def _reasoning_and_content(message: Message) -> tuple[str, str]:
 
 def _read_call(text: str) -> ToolCallEvent | None:
     """Read `{"name": ..., "arguments": {...}}`, keeping the spelling of the arguments."""
-    call = read_object(text) or {}
-    name, arguments = call.get("name"), call.get("arguments", {})
-    if not isinstance(name, str) or not name or not isinstance(arguments, dict):
-        return None
-    place = _ARGUMENTS.search(text)
-    raw = to_json(arguments)
-    if place is not None:
-        value, end = json.JSONDecoder().raw_decode(text, place.end())
-        raw = text[place.end() : end] if value == arguments else raw
-    return ToolCallEvent(name, arguments, raw)
+    call = read_named_call(text)
+    return None if call is None else ToolCallEvent(*call)
 
 
 _SYNTAX = BlockSyntax(

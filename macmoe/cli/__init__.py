@@ -6,16 +6,24 @@ stdout; thinking, progress and statistics go to stderr.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import logging
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from macmoe import __version__
+from macmoe.cli.examples import epilog
 from macmoe.cli.terminal import is_terminal, printable
 from macmoe.errors import MacmoeError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from click.shell_completion import CompletionItem
 
 __all__ = ["COMMANDS", "Failure", "cli", "describe"]
 
@@ -30,7 +38,29 @@ COMMANDS = {
     "bench": ("macmoe.cli.bench", "Measure speed, memory and kernels, also beside mlx-lm."),
     "doctor": ("macmoe.cli.doctor", "Describe this machine, and check the kernels on it."),
     "lora": ("macmoe.cli.lora", "Fine-tune with low-rank adapters."),
+    "completion": ("macmoe.cli.completion", "Print the script that lets a shell complete commands."),
 }
+# What other tools call it, or where it is looked for: what it is called here.
+HABITS = {
+    "ask": "generate",
+    "benchmark": "bench",
+    "download": "pull",
+    "fine-tune": "lora train",
+    "finetune": "lora train",
+    "fuse": "lora fuse",
+    "list": "cache list",
+    "ls": "cache list",
+    "perplexity": "score",
+    "quantize": "convert",
+    "remove": "cache remove",
+    "rm": "cache remove",
+    "run": "chat",
+    "show": "inspect",
+    "train": "lora train",
+}
+MLX_INCOMPLETE = (
+    "MLX has no back end here, so no model can run; install macmoe[cpu], or macmoe[cuda] for an NVIDIA GPU"
+)
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
@@ -43,20 +73,53 @@ class Failure(click.ClickException):
 
 
 class LazyGroup(click.Group):
-    """A group that imports a command when it runs."""
+    """A group that imports a command when it runs.
 
-    table = COMMANDS
+    Attributes:
+        table: The commands: name -> (module, help line).
+        habits: Names from elsewhere -> what is meant.
+        prefix: How the group is called, with a space behind it.
+    """
+
+    table: Mapping[str, tuple[str, str]] = COMMANDS
+    habits: Mapping[str, str] = {}
+    prefix = ""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the command names in the order of the table."""
         return list(self.table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the module of one command; what runs is its `command`."""
+        """Import the module of one command; what runs is its `command`, with examples below its help."""
         if cmd_name not in self.table:
             return None
         module, _ = self.table[cmd_name]
-        return importlib.import_module(module).command
+        command = importlib.import_module(module).command
+        _add_examples(command, self.prefix + cmd_name)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; a name that is none gets the one that may be meant."""
+        name = args[0]
+        if not name.startswith("-") and self.get_command(ctx, name) is None and not ctx.resilient_parsing:
+            ctx.fail(f"No such command '{name}'.{self._meant(name)}")
+        return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete commands from the table alone."""
+        from click.shell_completion import CompletionItem  # noqa: PLC0415 - only a shell asks for it
+
+        lines = {name: line for name, (_, line) in self.table.items() if name.startswith(incomplete)}
+        found = [CompletionItem(name, help=line) for name, line in lines.items()]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
+
+    def _meant(self, name: str) -> str:
+        usual = [self.habits[name]] if name in self.habits else []
+        longer = [each for each in self.table if each.startswith(name)]
+        found = [*usual, *longer, *difflib.get_close_matches(name, self.table, n=1)]
+        return f" Did you mean '{found[0]}'?" if found else ""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands from the table alone."""
@@ -64,8 +127,16 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, line) for name, (_, line) in self.table.items()])
 
 
+def _add_examples(command: click.Command, path: str) -> None:
+    command.epilog = epilog(path)
+    for name, below in command.commands.items() if isinstance(command, click.Group) else ():
+        _add_examples(below, f"{path} {name}")
+
+
 class Macmoe(LazyGroup):
     """The outermost group, which turns what the layers below raise into exit codes."""
+
+    habits = HABITS
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; without --debug no failure shows a traceback."""
@@ -85,6 +156,8 @@ def describe(error: Exception) -> str:
     """Describe a failure in one line; what nobody foresaw says how to see more."""
     if isinstance(error, MacmoeError):
         text = str(error)
+    elif isinstance(error, ImportError) and "libmlx" in str(error):
+        text = MLX_INCOMPLETE
     elif isinstance(error, OSError):
         text = f"{error.filename or 'input or output'}: {error.strerror or error}"
     else:
@@ -100,7 +173,7 @@ class OneLine(logging.Formatter):
         return printable(f"{record.levelname.lower()}: {record.getMessage()}")
 
 
-@click.group(cls=Macmoe, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Macmoe, epilog=epilog(""), context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="macmoe", message="%(prog)s %(version)s")
 @click.option("--debug", is_flag=True, help="Show the traceback of a failure.")
 def cli(debug: bool) -> None:  # noqa: ARG001 - LazyGroup.invoke reads it from the context

@@ -9,10 +9,12 @@ import click
 
 from macmoe.bench.measure import BATCH, DECODE, PREFILL, VERIFY, Case, Times
 from macmoe.bench.run import OURS, PEER, Report, device_name, versions
+from macmoe.cli.paths import with_parents
 from macmoe.cli.terminal import size, table
 
 NOTHING = "-"
 NOT_MEASURED = "not measured"
+BEYOND = "above 100 %"
 # Kind -> name of a case of `size` tokens with `context` in the cache.
 NAMES = {
     DECODE: "decode after {context:,}",
@@ -62,7 +64,7 @@ def _case_rows(report: Report, case: Case, names: list[str]) -> list[tuple[str, 
     ]
     if case.kind == DECODE:
         limit = report.limit(case.size)
-        shares = [f"{100 * side.rate / limit:.1f} %" if side.rate else NOTHING for side in sides]
+        shares = [_share(side.rate / limit) if side.rate else NOTHING for side in sides]
         read = size(report.token_bytes[case.size])
         rows.append((f"  of the limit ({read} per token)", *shares, ""))
     else:
@@ -85,6 +87,11 @@ def _rate(side: Times) -> str:
     return f"{side.rate:,.1f}" if side.rate else NOT_MEASURED
 
 
+def _share(share: float) -> str:
+    """Write a share of the limit; a processor's caches, which are not counted, lift small models above it."""
+    return f"{100 * share:.1f} %" if share <= 1 else BEYOND
+
+
 def _spread(side: Times) -> str:
     return f"{min(side.rates):,.1f} to {max(side.rates):,.1f}" if side.rates else NOTHING
 
@@ -101,12 +108,12 @@ def _reasons(report: Report) -> list[str]:
 def show(report: Report, json_file: Path | None, plot_file: Path | None) -> None:
     """Print the table and write the files asked for; JSON on stdout takes the place of the table."""
     if json_file is not None:
-        with click.open_file(json_file, "w", encoding="utf-8", atomic=True) as file:
+        with click.open_file(with_parents(json_file), "w", encoding="utf-8", atomic=True) as file:
             file.write(json.dumps(report.to_json(), indent=2) + "\n")
     if str(json_file) != "-":
         click.echo(text(report))
     if plot_file is not None:
-        _draw(report, plot_file)
+        _draw(report, with_parents(plot_file))
 
 
 def _draw(report: Report, path: Path) -> None:

@@ -22,9 +22,11 @@ from macmoe.cli.options import (
     no_kernels_option,
     open_cache,
 )
+from macmoe.cli.paths import UserPath
 from macmoe.cli.screen import PLAIN_WRITERS, LiveScreen, erase_live_line, ignore
 from macmoe.cli.slash import completions, run_command
 from macmoe.cli.terminal import is_terminal, keys_unseen, note, printable
+from macmoe.cli.unknown_keys import allow_unknown_keys_option
 from macmoe.errors import ContextError, MacmoeError, UsageError
 from macmoe.tools import load_tools
 
@@ -48,6 +50,7 @@ TOO_LONG = "/undo takes back the last question and its answer, /clear begins a n
 
 
 @click.command()
+@allow_unknown_keys_option
 @click.argument("message", required=False)
 @answer_options
 @cache_option
@@ -57,20 +60,20 @@ TOO_LONG = "/undo takes back the last question and its answer, /clear begins a n
     "--tool",
     "tool_files",
     multiple=True,
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=UserPath(dir_okay=False),
     help="A Python file that is run, and whose functions the model may call; may be repeated.",
 )
 @click.option(
     "--adapter",
     "adapters",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     help="Answer with this adapter; may be repeated, /adapter chooses by the folder's name.",
 )
 @click.option(
     "--load",
     "load_file",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=UserPath(dir_okay=False),
     help="Go on with a saved conversation, or a JSON list of messages.",
 )
 @click.option("--yes", is_flag=True, help="Run what the model calls without asking.")

@@ -14,17 +14,22 @@ from pathlib import Path
 import click
 
 from macmoe.cli.learning import open_learned
-from macmoe.cli.options import Finite, check_file, check_plot
+from macmoe.cli.options import Finite, check_plot
+from macmoe.cli.paths import UserPath, check_file
 from macmoe.cli.quality import open_within, write_quality
 from macmoe.cli.terminal import note, progress_bar, size, table
+from macmoe.cli.unknown_keys import allow_unknown_keys_option, open_conversion
 from macmoe.errors import UsageError
 from macmoe.location import find_model
+from macmoe.shards import first_five
 from macmoe.tokenizer import Tokenizer
-from macmoe_converters import KEEP, LEARNED, RECIPES, Conversion, open_conversion
+from macmoe_converters import KEEP, LEARNED, RECIPES, Conversion
+from macmoe_converters.account import Account
 from macmoe_converters.conversion import MACMOE
-from macmoe_converters.sink import SHARD_BYTES, Output, check_target, free_bytes, is_finished
+from macmoe_converters.remarks import remarks
+from macmoe_converters.sink import SHARD_BYTES, Output, check_target, free_bytes
 from macmoe_converters.targets import ENCODERS
-from macmoe_converters.verify import verify
+from macmoe_converters.verify import is_made_so, verify
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +52,7 @@ class Bytes(click.ParamType):
         return number
 
 
-FILE = click.Path(path_type=Path)
+FILE = UserPath()
 
 
 def _check_out(_: click.Context, __: click.Parameter, out: Path | None) -> Path | None:
@@ -79,7 +84,7 @@ def _check_out(_: click.Context, __: click.Parameter, out: Path | None) -> Path 
 )
 @click.option(
     "--calibration",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=UserPath(exists=True, dir_okay=False),
     help="Text for --bits-per-weight and dwq4; otherwise what the model writes itself.",
 )
 @click.option(
@@ -98,6 +103,7 @@ def _check_out(_: click.Context, __: click.Parameter, out: Path | None) -> Path 
 @click.option("--verify", "proves", is_flag=True, help="Read source and output again, prove every tensor.")
 @click.option("--force", is_flag=True, help="Replace the folder if it exists, and what was unfinished.")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be written.")
+@allow_unknown_keys_option
 def command(
     *,
     source: str,
@@ -133,12 +139,10 @@ def command(
     begin = time.monotonic()
     folder = find_model(source)
     _check_target(None if dry_run else out, folder, continues=resume or proves, force=force)
-    if budget:
-        conversion = open_within(folder, budget, calibration)
-    elif recipe in LEARNED and out and not dry_run:
+    if recipe in LEARNED and out and not dry_run:
         conversion = open_learned(folder, recipe, calibration, out, resume=resume, force=force)
-    else:  # what is learned changes no size
-        conversion = open_conversion(folder, recipe=LEARNED.get(recipe, recipe))
+    else:
+        conversion = _open(folder, recipe, budget, calibration)
     if conversion.layout == to == MACMOE and conversion.recipe == KEEP:
         raise UsageError(
             f"{source}: is a macmoe checkpoint already; use it as it is, or pack it smaller with --quantize"
@@ -146,9 +150,11 @@ def command(
     output = conversion.output(shard_size, to)
     _check_tokenizer(output)
     if out is None or dry_run:
+        _say_remarks(conversion, to)
         click.echo(summary(conversion, output, free_bytes(out or Path.cwd() / "out")))
         return
-    if not (proves and is_finished(output, out)):
+    if not (proves and is_made_so(output, out, to, force=force)):
+        _say_remarks(conversion, to)
         _write(
             out,
             partial(
@@ -173,6 +179,17 @@ def _refuse(mistakes: Mapping[str, bool]) -> None:
             raise click.UsageError(message)
 
 
+def _open(folder: Path, recipe: str, budget: float | None, calibration: Path | None) -> Conversion:
+    if budget:
+        return open_within(folder, budget, calibration)
+    return open_conversion(folder, recipe=LEARNED.get(recipe, recipe))  # what is learned changes no size
+
+
+def _say_remarks(conversion: Conversion, to: str) -> None:
+    for line in remarks(conversion, to):
+        note(f"{conversion.folder}: {line}")
+
+
 def _check_target(out: Path | None, folder: Path, *, continues: bool, force: bool) -> None:
     """Refuse an output that exists before anything is measured; what such a run made can be gone on with."""
     if out and not (continues and (out / "config.json").is_file()):
@@ -195,7 +212,19 @@ def _check_tokenizer(output: Output) -> None:
 def _prove(conversion: Conversion, out: Path, to: str) -> None:
     with progress_bar("verifying", in_bytes=True) as progress:
         proof = verify(conversion, out, progress, to=to)
-    note(f"{out}: {proof.equal:,} weights are equal, {proof.within:,} as close as their packing allows")
+    note(f"{out}: {describe(proof.account)}")
+
+
+def describe(account: Account) -> str:
+    """Say in one line what became of all tensors of a source."""
+    copies = [f"{name} of {original}" for name, original in account.copies.items()]
+    parts = [
+        f"{len(account.equal):,} equal" if account.equal else "",
+        f"{len(account.within):,} as close as their packing allows" if account.within else "",
+        f"equal copies of others: {first_five(copies)}" if copies else "",
+        *(f"left out, because {reason}: {first_five(names)}" for reason, names in account.reasons.items()),
+    ]
+    return f"{account.total:,} source tensors: {'; '.join(filter(None, parts))}"
 
 
 def _write(out: Path, write: Callable[..., None]) -> None:

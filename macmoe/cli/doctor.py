@@ -16,22 +16,25 @@ from macmoe.cli.loading import open_session
 from macmoe.cli.options import cache_bits_option, no_kernels_option
 from macmoe.cli.shapes import check_memory
 from macmoe.cli.terminal import note, size
+from macmoe.cli.unknown_keys import allow_unknown_keys_option, find_config
 from macmoe.decoding.examination import Check, Verdict
 from macmoe.decoding.launches import Judged, KernelCheck
 from macmoe.families import Model
-from macmoe.inspection import find_config
 from macmoe.location import BUILT_IN, find_model
 
 BYTES_FROM = 1 << 20  # limits of the device from here on are bytes
 
 
 @click.command()
-@click.option("--model", "names", multiple=True, help="Check these instead of the built-in models; repeat.")
-@click.option("--shape", "shapes", multiple=True, help="Check random weights in a published shape; repeat.")
-@click.option("--layers", type=click.IntRange(min=1), help="Only the first layers of each --shape.")
-@click.option("--fresh", is_flag=True, help="Check again what has been checked before.")
+@click.option("--model", "names", multiple=True, help="Check this model, not the built-in ones; repeatable.")
+@click.option(
+    "--shape", "shapes", multiple=True, help="Check random weights in a published shape; repeatable."
+)
+@click.option("--layers", type=click.IntRange(min=1), help="Use only the first N layers of each --shape.")
+@click.option("--fresh", is_flag=True, help="Ignore remembered results and check again.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @cache_bits_option
+@allow_unknown_keys_option
 @no_kernels_option
 def command(
     *,
@@ -44,10 +47,9 @@ def command(
 ) -> None:
     """Describe this machine, and check the kernels on it.
 
-    Each kind of layer is compared with plain MLX operations, and a token is timed both ways. What was found
-    is remembered for this device and MLX version; a model whose kernels are wrong or slower runs without.
-    Each kernel is compared by itself, too; its time is that of one launch among many that do not wait for
-    each other.
+    Each kind of layer is compared with plain MLX operations, and one token is timed both ways. Results are
+    remembered for this device and MLX version; a model whose kernels are wrong or slower runs without them.
+    Each kernel is also checked by itself; its time is that of one launch among many independent ones.
     """
     if layers and not shapes:
         raise click.UsageError("--layers shortens what --shape names; give a --shape too.")

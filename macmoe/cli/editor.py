@@ -59,7 +59,7 @@ def piped_line(prompt: str) -> str:  # noqa: ARG001 - nobody reads a prompt here
     if not line:
         raise EOFError
     try:
-        return line.decode().rstrip("\r\n")
+        return line.decode("utf-8-sig").rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise UsageError(f"the input is not UTF-8 ({error.reason}); convert it first") from None
 

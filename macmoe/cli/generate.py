@@ -22,8 +22,12 @@ from macmoe.cli.options import (
     no_kernels_option,
     open_cache,
 )
-from macmoe.cli.terminal import is_terminal, progress_bar, read_text, write_answer
+from macmoe.cli.paths import UserPath
+from macmoe.cli.terminal import is_terminal, progress_bar, write_answer
+from macmoe.cli.texts import file_option, given_text, read_file, refuse_late_text
+from macmoe.cli.unknown_keys import allow_unknown_keys_option
 from macmoe.errors import ChatFormatError, UsageError
+from macmoe.files import refuse_pointer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,29 +39,33 @@ if TYPE_CHECKING:
     from macmoe.prompt_cache import PromptCache
     from macmoe.session import Session
 
-SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed")
+PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", *PENALTIES, "seed")
 NOT_RAW = ("system", "thinking", "thinking_budget", "max_answer_tokens")
 
 
 @click.command()
 @click.argument("prompt", required=False)
+@allow_unknown_keys_option
+@file_option("Read the prompt from a file, after PROMPT if both are given; repeatable.")
 @answer_options
 @adapter_option
 @click.option(
     "--tools",
     "tools_file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="A JSON list of tools to declare; calls are printed, never run.",
+    type=UserPath(dir_okay=False),
+    help="JSON file with a list of tools; calls are printed, never run.",
 )
 @cache_option
 @cache_bits_option
 @no_kernels_option
-@click.option("--raw", is_flag=True, help="Continue the prompt as it is, without a chat format.")
+@click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without a chat template.")
 @click.option("--hide-thinking", is_flag=True, help="Do not show the thinking.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object when done.")
 def command(
     *,
     prompt: str | None,
+    files: tuple[Path, ...],
     model_name: str,
     adapter: Path | None,
     settings: Settings,
@@ -70,15 +78,16 @@ def command(
 ) -> None:
     """Answer one prompt.
 
-    PROMPT `-`, or none where input is piped, reads standard input. The answer goes to stdout, thinking and
-    statistics go to stderr. Without options, sampling is as the model's generation_config.json asks.
+    Text piped in is appended to PROMPT after a blank line; without PROMPT, or with `-`, it is the prompt. The
+    answer goes to stdout, thinking and statistics go to stderr. By default, sampling follows the model's
+    generation_config.json.
     """
     tools = read_tools(tools_file)
     if raw:
         _refuse_with_raw(settings, tools)
-    if prompt is None and (sys.stdin is None or is_terminal(sys.stdin)):
+    if prompt is None and not files and is_terminal(sys.stdin):
         raise click.UsageError("Missing argument 'PROMPT'.")
-    text = read_text("-" if prompt is None else prompt)
+    text = given_text(prompt, files)
     session = open_session(model_name, adapter)
     with open_cache(session, cache_file, cache_bits) as cache:
         with progress_bar("reading the prompt") as progress:
@@ -95,6 +104,7 @@ def command(
             write_answer(json.dumps(collect(events), ensure_ascii=False) + "\n")
         else:
             show(events, WRITERS, hide_thinking=hide_thinking)
+    refuse_late_text()
 
 
 def _refuse_with_raw(settings: Settings, tools: list[Any]) -> None:
@@ -108,7 +118,12 @@ def _complete(
 ) -> Iterator[Event | Stats]:
     sampling = session.sampling(**{name: getattr(settings, name) for name in SAMPLING})
     return session.complete(
-        text, max_tokens=settings.max_tokens, sampling=sampling, cache=cache, progress=progress
+        text,
+        max_tokens=settings.max_tokens,
+        sampling=sampling,
+        stop=settings.stop,
+        cache=cache,
+        progress=progress,
     )
 
 
@@ -121,8 +136,9 @@ def read_tools(path: Path | None) -> list[Any]:
     """
     if path is None:
         return []
+    refuse_pointer(path, UsageError)
     try:
-        tools = json.loads(path.read_text(encoding="utf-8"))
+        tools = json.loads(read_file(path))
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: invalid JSON ({error}); tools are a JSON list of declarations") from None
     if not isinstance(tools, list):

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from macmoe.cli.options import cache_bits_option
-from macmoe.cli.terminal import size, table
-from macmoe.inspection import Architecture, describe, find_config
+from macmoe.cli.terminal import is_terminal, size, table
+from macmoe.cli.unknown_keys import allow_unknown_keys_option, find_config
+from macmoe.inspection import Architecture, describe
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 UNKNOWN = NONE = "-"
+TOO_LONG = "too long"  # a context that the positions do not reach
 
 
 @click.command()
@@ -22,9 +30,10 @@ UNKNOWN = NONE = "-"
     multiple=True,
     default=(32_768, 131_072),
     show_default=True,
-    help="Tokens for which the size of the cache is shown; may be repeated.",
+    help="Show the size of the KV cache at this context length; repeatable.",
 )
 @cache_bits_option
+@allow_unknown_keys_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     *, models: tuple[str, ...], contexts: tuple[int, ...], cache_bits: int | None, as_json: bool
@@ -38,8 +47,26 @@ def command(
     if as_json:
         click.echo(json.dumps([to_json(model, contexts) for model in described], indent=2))
     else:
-        columns = [to_text(model, contexts) for model in described]
-        click.echo(table([(label, *(column[label] for column in columns)) for label in columns[0]]))
+        width = shutil.get_terminal_size().columns if is_terminal(sys.stdout) else None
+        click.echo("\n\n".join(tables([to_text(model, contexts) for model in described], width)))
+
+
+def tables(columns: Sequence[Mapping[str, str]], width: int | None) -> list[str]:
+    """Return tables with as many models side by side as there is room for; without a width, one table."""
+    found: list[str] = []
+    shown: list[Mapping[str, str]] = []
+    for column in columns:
+        wider = _side_by_side([*shown, column])
+        if shown and width and len(wider.partition("\n")[0]) > width:
+            shown, wider = [column], _side_by_side([column])
+        else:
+            shown, found = [*shown, column], found[:-1]
+        found.append(wider)
+    return found
+
+
+def _side_by_side(columns: Sequence[Mapping[str, str]]) -> str:
+    return table([(label, *(column[label] for column in columns)) for label in columns[0]])
 
 
 def to_text(model: Architecture, contexts: tuple[int, ...]) -> dict[str, str]:
@@ -64,8 +91,12 @@ def to_text(model: Architecture, contexts: tuple[int, ...]) -> dict[str, str]:
         "stored bits per weight": f"{bits:.2f}" if bits else UNKNOWN,
         "stored": size(model.stored_bytes) if model.stored_bytes else UNKNOWN,
         f"cache per token ({_precision(model)})": f"{model.cache_bytes_per_token:,} B",
-        **{f"cache at {context:,}": size(model.cache_bytes(context)) for context in contexts},
+        **{f"cache at {context:,}": _cache(model, context) for context in contexts},
     }
+
+
+def _cache(model: Architecture, context: int) -> str:
+    return size(model.cache_bytes(context)) if context <= model.max_positions else TOO_LONG
 
 
 def _precision(model: Architecture) -> str:
@@ -105,7 +136,7 @@ def to_json(model: Architecture, contexts: tuple[int, ...]) -> dict[str, object]
         "parameters_active": parameters.active,
         "parameters_active_with_embedding": parameters.active_with_embedding,
         "parameters_mtp": parameters.mtp,
-        "stored_bytes": model.stored_bytes,
+        "stored_bytes": model.stored_bytes and round(model.stored_bytes),
         "stored_bits_per_weight": model.stored_bits,
         "cache_bits": model.cache_bits,
         "cache_bytes_per_token": model.cache_bytes_per_token,

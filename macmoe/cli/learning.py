@@ -11,15 +11,15 @@ import mlx.core as mx
 from macmoe.checkpoint import MARKER, is_macmoe_folder, load_weights
 from macmoe.cli.quality import own_words
 from macmoe.cli.terminal import note, progress_bar, size
+from macmoe.cli.unknown_keys import open_conversion, unknown_keys_allowed
 from macmoe.config import load_json
-from macmoe.defaults import Defaults
 from macmoe.errors import MemoryLimitError, UsageError
 from macmoe.families import family_of
-from macmoe.session import Session, load_model
+from macmoe.files import refuse_pointer
+from macmoe.session import Session, load_folder
 from macmoe.shards import Shards
-from macmoe.tokenizer import Tokenizer
 from macmoe.tuning.plan import memory_limit
-from macmoe_converters import LEARNED, Conversion, open_conversion
+from macmoe_converters import LEARNED, Conversion
 from macmoe_converters.draft import draft_folder
 from macmoe_converters.learned import BATCH, learn
 from macmoe_converters.sink import check_target
@@ -86,7 +86,7 @@ def _kept(path: Path, identity: str) -> dict[str, mx.array] | None:
 
 def _learn(folder: Path, packed: Conversion, text: Path | None) -> dict[str, mx.array]:
     _check_memory(packed)
-    session = Session(*load_model(folder), Tokenizer.from_folder(folder), Defaults.read(folder))
+    session = load_folder(folder, allow_unknown_keys=unknown_keys_allowed())
     passages = _passages(session, text) if text else [each.tokens for each in own_words(session)]
     student = family_of(packed.config).build(packed.config)
     load_weights(student, packed)
@@ -110,8 +110,9 @@ def _check_memory(packed: Conversion) -> None:
 
 def _passages(session: Session, path: Path) -> list[list[int]]:
     """Cut a text into passages."""
+    refuse_pointer(path, UsageError)
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".jsonl":
             content = "\n".join(json.loads(line)["text"] for line in content.splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import macmoe
+from macmoe.cli.model import introduce_default
 from macmoe.cli.terminal import note, progress_bar
+from macmoe.cli.unknown_keys import unknown_keys_allowed
 from macmoe.location import cache_folder
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ def open_session(name: str, adapter: str | Path | None = None) -> Session:
     Raises:
         MacmoeError: The model or the adapter does not exist, is unsupported or damaged.
     """
+    introduce_default()
     with progress_bar("converting", in_bytes=True) as bar:
         announced = False
 
@@ -29,4 +32,6 @@ def open_session(name: str, adapter: str | Path | None = None) -> Session:
                 announced = True
             bar(done, total)
 
-        return macmoe.load(name, adapter=adapter, progress=progress)
+        return macmoe.load(
+            name, adapter=adapter, progress=progress, allow_unknown_keys=unknown_keys_allowed()
+        )

@@ -22,6 +22,7 @@ class LoraGroup(LazyGroup):
     """The fine-tuning commands."""
 
     table = TABLE
+    prefix = "lora "
 
 
 @click.group(cls=LoraGroup)

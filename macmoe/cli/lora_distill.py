@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from macmoe.cli.loading import open_session
+from macmoe.cli.model import model_option
 from macmoe.cli.options import THINKING, Finite, adapter_option
+from macmoe.cli.paths import UserPath
 from macmoe.cli.terminal import note, progress_bar, table
+from macmoe.cli.unknown_keys import allow_unknown_keys_option
 from macmoe.sampling import SamplingOptions
 from macmoe.tuning.data import read_dataset
 from macmoe.tuning.distill import DistillOptions, distill
@@ -26,14 +29,13 @@ SAMPLING = ("temperature", "top_p", "top_k", "seed")
 
 @click.command()
 @click.argument("questions")
-@click.option(
-    "--model", "model_name", default="tiny:qwen3", show_default=True, help="Folder, hub id or tiny:..."
-)
+@allow_unknown_keys_option
+@model_option()
 @adapter_option
 @click.option(
     "--out",
     required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=UserPath(dir_okay=False),
     help="JSON lines; a run that was stopped is continued.",
 )
 @click.option(
@@ -44,14 +46,22 @@ SAMPLING = ("temperature", "top_p", "top_k", "seed")
     metavar="HOW",
     help="exact, regex:PATTERN or FILE.py:FUNCTION.",
 )
-@click.option("--thinking", type=click.Choice(THINKING), default="on", show_default=True, help="The mode.")
-@click.option("--tries", type=click.IntRange(1), default=4, show_default=True, help="Replies to a question.")
-@click.option("--keep", type=click.IntRange(1), default=1, show_default=True, help="Replies to keep of them.")
-@click.option("--max-tokens", type=click.IntRange(1), default=2048, show_default=True, help="Of a reply.")
+@click.option(
+    "--thinking", type=click.Choice(THINKING), default="on", show_default=True, help="Thinking mode."
+)
+@click.option("--tries", type=click.IntRange(1), default=4, show_default=True, help="Replies per question.")
+@click.option(
+    "--keep", type=click.IntRange(1), default=1, show_default=True, help="Right replies to keep per question."
+)
+@click.option(
+    "--max-tokens", type=click.IntRange(1), default=2048, show_default=True, help="Limit of a reply."
+)
 @click.option("--temperature", type=Finite(0), default=1.0, show_default=True)
 @click.option("--top-p", type=Finite(0, 1, min_open=True), default=1.0, show_default=True)
 @click.option("--top-k", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--block", type=click.IntRange(1), default=16, show_default=True, help="Asked together.")
+@click.option(
+    "--block", type=click.IntRange(1), default=16, show_default=True, help="Questions asked at once."
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--skip-bad", is_flag=True, help="Leave bad rows out and count them.")
 @click.option("--json", "as_json", is_flag=True, help="Print the statistics as JSON.")

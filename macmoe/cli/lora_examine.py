@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 import click
 
 from macmoe.cli.loading import open_session
+from macmoe.cli.model import model_option
 from macmoe.cli.options import adapter_option
 from macmoe.cli.terminal import note, progress_bar, table
+from macmoe.cli.unknown_keys import allow_unknown_keys_option
 from macmoe.tuning.data import read_dataset
 from macmoe.tuning.evaluation import examine, modes_of
 from macmoe.tuning.verifiers import open_verifier
@@ -22,16 +24,22 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("questions")
-@click.option(
-    "--model", "model_name", default="tiny:qwen3", show_default=True, help="Folder, hub id or tiny:..."
-)
+@allow_unknown_keys_option
+@model_option()
 @adapter_option
 @click.option(
-    "--mode", "modes", multiple=True, help="on, off, low, ..., /think; by default all with a choice."
+    "--mode",
+    "modes",
+    multiple=True,
+    help="Mode to ask in: on, off, low, ..., /think; repeatable, by default all.",
 )
 @click.option("--verify", "verifier_name", metavar="HOW", help="exact, regex:PATTERN or FILE.py:FUNCTION.")
-@click.option("--max-tokens", type=click.IntRange(1), default=2048, show_default=True, help="Of a reply.")
-@click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Asked together.")
+@click.option(
+    "--max-tokens", type=click.IntRange(1), default=2048, show_default=True, help="Limit of a reply."
+)
+@click.option(
+    "--batch", type=click.IntRange(1), default=16, show_default=True, help="Questions asked at once."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     *,

@@ -10,40 +10,44 @@ import click
 import macmoe
 from macmoe.adapters.opening import open_adapter
 from macmoe.cli.options import Finite
+from macmoe.cli.paths import UserPath
 from macmoe.cli.terminal import note, read_text, table
+from macmoe.cli.unknown_keys import allow_unknown_keys_option, unknown_keys_allowed
 from macmoe.converted import ready
 from macmoe.location import find_model
 from macmoe.session import open_weights
 from macmoe.tuning.fuse import Precision, check_free, fuse, record, stored_types, write_fused
 
-EXAMPLE = """\b
-macmoe lora fuse adapters/chats --model tiny:gpt-oss --out chats-fused --precision base
-"""
 TEXT = "The quick brown fox jumps over the lazy dog. What is 17 + 25? Think, then answer in one sentence."
 LONGEST = 256  # tokens whose distributions are held at once
 
 
-@click.command(epilog=EXAMPLE)
-@click.argument("adapter", type=click.Path(path_type=Path))
+@click.command()
+@click.argument("adapter", type=UserPath())
 @click.option("--model", "model_name", required=True, help="The adapted model: folder, hub id or tiny:...")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder to make.")
+@click.option("--out", type=UserPath(), required=True, help="The folder to make.")
 @click.option(
     "--precision",
     type=click.Choice(get_args(Precision)),
     default="full",
     show_default=True,
-    help="Of the touched matrices: the base's, 8 bits where it is packed, or full.",
+    help="Of the fused matrices: as the base model, 8 bits where that is quantized, or full.",
 )
-@click.option("--keep", type=Finite(0, 1), default=0.9, show_default=True, help="Share to keep.")
+@click.option(
+    "--keep", type=Finite(0, 1), default=0.9, show_default=True, help="Share of the effect to keep."
+)
 @click.option("--strict", is_flag=True, help="Refuse where less is kept, instead of a finer precision.")
 @click.option("--text", default=TEXT, help="Measure on this text; `-` reads standard input.")
+@allow_unknown_keys_option
 def command(
     *, adapter: Path, model_name: str, out: Path, precision: Precision, keep: float, strict: bool, text: str
 ) -> None:
     """Write the model with ADAPTER in its weights, and measure what is left of the adapter's effect."""
     check_free(out)
-    folder = ready(find_model(model_name))
-    session, source = macmoe.load(folder), open_weights(folder)
+    allowed = unknown_keys_allowed()
+    folder = ready(find_model(model_name), allow_unknown_keys=allowed)
+    session = macmoe.load(folder, allow_unknown_keys=allowed)
+    source = open_weights(folder, allow_unknown_keys=allowed)
     found = open_adapter(adapter, session.model, session.family.name)
     tokens = session.tokenizer.encode(read_text(text))[:LONGEST]
     modules, effects = fuse(

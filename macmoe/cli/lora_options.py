@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 
+from macmoe.cli.model import VARIABLE
+from macmoe.cli.paths import UserPath
 from macmoe.tuning.config import (
     LoraOptions,
     OptimizerName,
@@ -80,7 +83,7 @@ def run_options(command: Callable[..., None], *, reads_data: bool = True) -> Cal
         command: The command.
         reads_data: Whether it has to be told where the data are.
     """
-    otherwise = {} if reads_data else {"data": {"data": ""}}
+    data_otherwise = {} if reads_data else {"data": {"data": ""}}
 
     @functools.wraps(command)
     def with_run(
@@ -92,15 +95,16 @@ def run_options(command: Callable[..., None], *, reads_data: bool = True) -> Cal
             if name in BY_COMMA and value is not None:
                 value = value.split(",")
             given[section][name] = None if value == () else value
+        otherwise = {"model": os.environ.get(VARIABLE) or None, **data_otherwise}
         command(options=read_run(config, given, otherwise), **arguments)
 
     table = [
-        click.option("--config", type=click.Path(path_type=Path), help="A TOML file with these settings."),
+        click.option("--config", type=UserPath(), help="A TOML file with these settings."),
         click.option("--model", help="Folder, hub id or tiny:..."),
         click.option("--data", help="A file, a folder or a hub id."),
         click.option(
             "--out",
-            type=click.Path(path_type=Path),
+            type=UserPath(),
             help=f"The folder of the run.{_default_of(RunOptions, 'out')}",
         ),
     ]

@@ -12,6 +12,7 @@ import click
 from macmoe.cli.lora_options import run_options
 from macmoe.cli.options import Finite
 from macmoe.cli.terminal import size, table
+from macmoe.cli.unknown_keys import allow_unknown_keys_option, unknown_keys_allowed
 from macmoe.tuning.run import plan_run
 
 if TYPE_CHECKING:
@@ -20,12 +21,8 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 
-EXAMPLE = """\b
-macmoe lora plan --model tiny:gpt-oss --targets attention,experts --rank 4
-"""
 
-
-@click.command(epilog=EXAMPLE)
+@click.command()
 @functools.partial(run_options, reads_data=False)
 @click.option(
     "--memory",
@@ -33,12 +30,15 @@ macmoe lora plan --model tiny:gpt-oss --targets attention,experts --rank 4
     help="GiB that may be used; by default what this machine has.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@allow_unknown_keys_option
 def command(*, options: RunOptions, memory: float | None, as_json: bool) -> None:
     """Count trainable parameters and estimate the memory of a run.
 
     Only headers are read. What does not fit is refused, with the cheapest change that would.
     """
-    estimate = plan_run(options, None if memory is None else int(memory * GIB))
+    estimate = plan_run(
+        options, None if memory is None else int(memory * GIB), allow_unknown_keys=unknown_keys_allowed()
+    )
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(estimate) | {"total": estimate.total}))
     else:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from macmoe.cli.model import model_option
 from macmoe.cli.terminal import note, printable, table
 from macmoe.tuning.batch import KINDS
 from macmoe.tuning.masks import EmptyThinking
@@ -45,9 +46,9 @@ class Preview:
 
 @click.command()
 @click.argument("data")
-@click.option("--model", "model_name", default="tiny:qwen3", show_default=True, help="Whose format to use.")
+@model_option("Model whose tokenizer and chat template are used.")
 @click.option(
-    "--samples", "count", type=click.IntRange(0), default=3, show_default=True, help="Show so many."
+    "--samples", "count", type=click.IntRange(0), default=3, show_default=True, help="Show this many samples."
 )
 @click.option(
     "--max-length",

@@ -11,6 +11,7 @@ import click
 from macmoe.cli.lora_options import run_options
 from macmoe.cli.lora_plan import plan_rows
 from macmoe.cli.terminal import note, printable, progress_bar, table
+from macmoe.cli.unknown_keys import allow_unknown_keys_option, unknown_keys_allowed
 from macmoe.tuning.config import RunOptions
 from macmoe.tuning.run import check_run, open_run, plan_run
 
@@ -18,25 +19,23 @@ if TYPE_CHECKING:
     from macmoe.tuning.run_state import Progress
     from macmoe.tuning.trainer import Trainer
 
-EXAMPLE = """\b
-macmoe lora train --model tiny:qwen3 --data chats.jsonl --out adapters/chats --epochs 2
-macmoe lora train --config run.toml --resume
-macmoe generate --model tiny:qwen3 --adapter adapters/chats "What is 17 + 25?"
-"""
 
-
-@click.command(epilog=EXAMPLE)
+@click.command()
 @run_options
 @click.option("--resume", is_flag=True, help="Go on with the run in the folder, exactly.")
+@allow_unknown_keys_option
 def command(*, options: RunOptions, resume: bool) -> None:
     """Train an adapter.
 
     What is not given comes from --config, a TOML file with the sections [data], [lora] and [train].
     """
     check_run(options, resume=resume)
-    note(table(plan_rows(plan_run(options))))
+    allowed = unknown_keys_allowed()
+    note(table(plan_rows(plan_run(options, allow_unknown_keys=allowed))))
     with progress_bar("training") as progress_of:
-        trainer, remarks = open_run(options, functools.partial(_watch, progress_of), resume=resume)
+        trainer, remarks = open_run(
+            options, functools.partial(_watch, progress_of), resume=resume, allow_unknown_keys=allowed
+        )
         for remark in remarks:
             note(remark)
         progress = _run(trainer)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from macmoe.cli.model import model_option
+from macmoe.cli.paths import UserPath, check_file, with_parents
 from macmoe.conversation import Settings
 from macmoe.errors import UsageError
 from macmoe.kernels.source import SWITCH
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from macmoe.session import Session
 
 THINKING = ("off", "on", "low", "medium", "high")
-MAX_TOKENS = Settings().max_tokens
 
 
 class Finite(click.FloatRange):
@@ -39,43 +40,50 @@ class Finite(click.FloatRange):
 
 
 ANSWER_OPTIONS = (
+    model_option(),
+    click.option("--system", help="System message."),
     click.option(
-        "--model", "model_name", default="tiny:qwen3", show_default=True, help="Folder, hub id or tiny:..."
-    ),
-    click.option("--system", help="A system message before all others."),
-    click.option(
-        "--thinking", type=click.Choice(THINKING), help="How much to think; models differ in the choice."
+        "--thinking", type=click.Choice(THINKING), help="How much to think; not every model has every level."
     ),
     click.option(
-        "--thinking-budget", type=click.IntRange(0), help="Close the thinking after this many tokens."
+        "--thinking-budget",
+        type=click.IntRange(0),
+        help="Close the thinking after this many tokens, and answer.",
     ),
     click.option(
         "--max-tokens",
         type=click.IntRange(1),
-        default=MAX_TOKENS,
-        show_default=True,
-        help="Thinking included.",
+        help="Thinking included; by default what the context has room for.",
     ),
-    click.option("--max-answer-tokens", type=click.IntRange(1), help="Thinking not included."),
-    click.option("--temperature", type=Finite(0), help="0 takes the most probable token."),
-    click.option("--top-p", type=Finite(0, 1, min_open=True), help="Keep tokens up to this probability."),
-    click.option("--top-k", type=click.IntRange(0), help="Keep this many tokens; 0 keeps all."),
+    click.option(
+        "--max-answer-tokens", type=click.IntRange(1), help="Limit of the answer alone, without thinking."
+    ),
+    click.option("--temperature", type=Finite(0), help="Sampling temperature; 0 is greedy."),
+    click.option(
+        "--top-p",
+        type=Finite(0, 1, min_open=True),
+        help="Nucleus sampling: keep the likeliest tokens up to this sum.",
+    ),
+    click.option(
+        "--top-k", type=click.IntRange(0), help="Keep this many of the likeliest tokens; 0 keeps all."
+    ),
     click.option("--min-p", type=Finite(0, 1), help="Drop tokens below this share of the best one."),
+    click.option(
+        "--repetition-penalty",
+        type=Finite(0, min_open=True),
+        help="Above 1: what prompt and answer hold becomes less probable.",
+    ),
+    click.option("--presence-penalty", type=Finite(), help="Above 0: so does what the answer holds."),
+    click.option("--frequency-penalty", type=Finite(), help="The same, for each time that it holds it."),
+    click.option(
+        "--stop",
+        multiple=True,
+        metavar="TEXT",
+        callback=lambda _, __, texts: texts or None,
+        help="End the answer before this text; may be repeated.",
+    ),
     click.option("--seed", type=click.IntRange(0, SEEDS - 1), help="Makes a sampled answer reproducible."),
 )
-
-
-def check_file(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
-    """Refuse a file that cannot be made, before there is anything to write.
-
-    Raises:
-        UsageError: Its folder does not exist, or it is a folder itself.
-    """
-    if path is not None and not path.parent.is_dir():
-        raise UsageError(f"{path}: there is no folder {path.parent}; create it first")
-    if path is not None and path.is_dir():
-        raise UsageError(f"{path}: is a folder; give the name of a file in it")
-    return path
 
 
 def check_plot(ctx: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
@@ -109,14 +117,15 @@ def answer_options(command: Callable[..., None]) -> Callable[..., None]:
 
 adapter_option = click.option(
     "--adapter",
-    type=click.Path(path_type=Path),
-    help="Answer with this adapter: a folder of macmoe, PEFT or mlx-lm.",
+    type=UserPath(),
+    help="LoRA adapter to apply: a folder written by macmoe, PEFT or mlx-lm.",
 )
 cache_option = click.option(
     "--cache",
     "cache_file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Go on with what this file knows of the prompt, and update it at the end.",
+    type=UserPath(dir_okay=False),
+    callback=check_file,
+    help="Load the prompt cache from this file if it exists, and save it there at the end.",
 )
 
 cache_bits_option = click.option(
@@ -124,7 +133,7 @@ cache_bits_option = click.option(
     "cache_bits",
     type=click.Choice(["8"]),
     callback=lambda _, __, bits: bits and int(bits),
-    help="Keep what grows with the context in so many bits a number; otherwise as the model computes.",
+    help="Quantize the KV cache to 8 bits.",
 )
 
 
@@ -139,7 +148,7 @@ no_kernels_option = click.option(
     is_flag=True,
     expose_value=False,
     callback=_turn_kernels_off,
-    help=f"Use plain MLX operations instead of macmoe's kernels ({SWITCH}=0 does the same).",
+    help=f"Use plain MLX operations instead of macmoe's kernels (as {SWITCH}=0).",
 )
 
 
@@ -151,16 +160,14 @@ def open_cache(session: Session, path: Path | None, bits: int | None) -> Iterato
 
     Raises:
         CheckpointError: The file is no cache, or of another model.
-        UsageError: Its folder does not exist, it is kept in other bits, or the model's cache cannot be.
+        UsageError: It is kept in other bits, or the model's cache cannot be.
     """
     if path is None:
         yield None if bits is None else session.make_cache(bits)
         return
-    if not path.parent.is_dir():
-        raise UsageError(f"{path}: there is no folder {path.parent}; create it first")
     held = PromptCache.load(path, session.model, bits) if path.exists() else session.make_cache(bits)
     try:
         yield held
     finally:
         if held.tokens:
-            held.save(path)
+            held.save(with_parents(path))

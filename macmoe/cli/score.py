@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import TextIO
+from pathlib import Path
 
 import click
 
 from macmoe.cli.loading import open_session
 from macmoe.cli.options import no_kernels_option
-from macmoe.cli.terminal import read_text, table
+from macmoe.cli.paths import UserPath
+from macmoe.cli.terminal import table
+from macmoe.cli.texts import file_option, given_text, read_file, refuse_late_text
+from macmoe.cli.unknown_keys import allow_unknown_keys_option
 from macmoe.errors import UsageError
 from macmoe.scoring import Comparison, Score, compare, score
 
@@ -17,37 +20,35 @@ from macmoe.scoring import Comparison, Score, compare, score
 @click.command()
 @click.argument("model_name", metavar="MODEL")
 @click.argument("text", required=False)
+@allow_unknown_keys_option
 @click.option(
     "--tokens",
     "tokens_file",
-    type=click.File(encoding="utf-8"),
-    help="Score the token ids in this file instead.",
+    type=UserPath(dir_okay=False, allow_dash=True),
+    help="Score the token ids in this file instead of a text.",
 )
-@click.option("--file", "text_file", type=click.File(encoding="utf-8"), help="Score the text in this file.")
+@file_option("Score the text in this file; repeatable.")
 @click.option("--against", "other_name", metavar="OTHER", help="Compare with this model on the same tokens.")
 @no_kernels_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, with every token's log-probability.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON with the log-probability of every token.")
 def command(
     *,
     model_name: str,
     text: str | None,
-    tokens_file: TextIO | None,
-    text_file: TextIO | None,
+    tokens_file: Path | None,
+    files: tuple[Path, ...],
     other_name: str | None,
     as_json: bool,
 ) -> None:
     """Measure log-probabilities and perplexity of a text.
 
-    TEXT is scored literally, without a chat format; `-` reads standard input. The first token is given, every
-    other one is predicted from all before it.
+    TEXT is scored as it is, without a chat template. Text piped in is appended to it after a blank line;
+    without TEXT, or with `-`, it is the text. The first token is given, every other one is predicted from
+    all before it.
     """
-    if [text, text_file, tokens_file].count(None) != 2:
-        raise click.UsageError("Give either TEXT, --file FILE or --tokens FILE.")
+    content = _content(text, files, tokens_file)
     session = open_session(model_name)
-    if tokens_file:
-        tokens = _parse(tokens_file)
-    else:
-        tokens = session.tokenizer.encode(_read(text_file) if text_file else read_text(text or ""))
+    tokens = session.tokenizer.encode(content) if isinstance(content, str) else content
     if other_name is None:
         scored = score(session.model, tokens)
         figures = _score_figures(scored)
@@ -59,6 +60,18 @@ def command(
     else:
         rows = [(name.replace("_", " "), f"{figure:.6g}") for name, figure in figures.items()]
         click.echo(table([("tokens", f"{len(tokens):,}"), *rows]))
+    if tokens_file is None:
+        refuse_late_text()
+
+
+def _content(text: str | None, files: tuple[Path, ...], tokens_file: Path | None) -> str | list[int]:
+    """Return the text or the token ids to score."""
+    given = [text is not None, bool(files), tokens_file is not None]
+    if sum(given) <= 1:
+        found = _parse(tokens_file) if tokens_file else given_text(text, files)
+        if found or any(given):
+            return found
+    raise click.UsageError("Give either TEXT, --file FILE or --tokens FILE.")
 
 
 def _score_figures(scored: Score) -> dict[str, float]:
@@ -76,17 +89,10 @@ def _comparison_figures(compared: Comparison) -> dict[str, float]:
     }
 
 
-def _read(file: TextIO) -> str:
-    try:
-        return file.read()
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{file.name}: is not UTF-8 ({error.reason} at byte {error.start})") from None
-
-
-def _parse(file: TextIO) -> list[int]:
+def _parse(path: Path) -> list[int]:
     """Read token ids: a JSON list, or numbers between spaces."""
-    text = _read(file).strip()
+    text = read_file(path).strip()
     try:
         return [int(word) for word in text.removeprefix("[").removesuffix("]").replace(",", " ").split()]
     except ValueError as error:
-        raise UsageError(f"{file.name}: not a list of token ids ({error})") from None
+        raise UsageError(f"{path}: not a list of token ids ({error})") from None

@@ -75,7 +75,7 @@ def read_text(argument: str) -> str:
     """
     try:
         if argument == "-":
-            return sys.stdin.buffer.read().decode()
+            return sys.stdin.buffer.read().decode("utf-8-sig")
         return argument.encode(
             errors="surrogateescape"
         ).decode()  # arguments carry foreign bytes as surrogates

@@ -13,7 +13,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from jaxtyping import Float, Integer
 
-from macmoe.config import COMMON_IGNORED, ConfigReader, RopeConfig, read_rope
+from macmoe.config import RopeConfig, model_reader, read_rope
+from macmoe.config_reader import ConfigReader
 from macmoe.errors import ConfigError, UsageError
 from macmoe.nn.cache import LatentCache, ModelCache
 from macmoe.nn.decoder import CausalLM, Decoder, DecoderLayer
@@ -25,14 +26,23 @@ from macmoe.nn.positions import Positions
 from macmoe.nn.routing import Logits, Routes, grouped_sigmoid_top_k, router_logits
 from macmoe.protocols import Cache
 
-IGNORED = COMMON_IGNORED | {
-    "aux_loss_alpha": "training only",
-    "ep_size": "expert parallelism of another runtime",
+IGNORED = {
     "head_dim": "a copy of qk_rope_head_dim in files of transformers 5",
     "num_key_value_heads": "latent attention has no key/value heads",
-    "pretraining_tp": "training only",
     "qk_head_dim": "qk_nope_head_dim + qk_rope_head_dim",
-    "seq_aux": "training only",
+}
+NO_BIAS = (False, "DeepSeek-V3 has no biases but the router's")
+EXPECTED = {
+    "hidden_act": (("silu", "swish"), "it is the activation of DeepSeek-V3"),
+    "attention_bias": (False, "DeepSeek-V3 has no projection biases"),
+    "mlp_bias": (False, "DeepSeek-V3 has no biases in its MLPs"),
+    "qkv_bias": NO_BIAS,
+    "topk_method": ("noaux_tc", "DeepSeek-V3 routes with a correction bias"),
+    "scoring_func": ("sigmoid", "DeepSeek-V3 scores experts with a sigmoid"),
+    "moe_layer_freq": (1, "every layer after the dense ones has experts"),
+    "rope_interleave": (True, "the checkpoints store rotary pairs side by side"),
+    "rope_interleaved": (True, "the checkpoints store rotary pairs side by side"),
+    "rope_traditional": (True, "the checkpoints store rotary pairs side by side"),
 }
 
 
@@ -63,6 +73,8 @@ class DeepseekV3Config:
     rms_norm_eps: float
     max_position_embeddings: int
     tie_word_embeddings: bool
+    mtp_own_embedding: bool
+    mtp_own_head: bool
     rope: RopeConfig
 
     @property
@@ -77,48 +89,52 @@ class DeepseekV3Config:
         Raises:
             ConfigError: A key is missing, unknown, or asks for something that these models do not have.
         """
-        reader = ConfigReader(data, file)
-        max_position = reader.size("max_position_embeddings")
-        config = cls(
-            vocab_size=reader.size("vocab_size"),
-            hidden_size=reader.size("hidden_size"),
-            intermediate_size=reader.size("intermediate_size"),
-            moe_intermediate_size=reader.size("moe_intermediate_size"),
-            num_hidden_layers=reader.size("num_hidden_layers"),
-            num_nextn_predict_layers=reader.size("num_nextn_predict_layers", 0, least=0),
-            first_k_dense_replace=reader.size("first_k_dense_replace", least=0),
-            num_attention_heads=reader.size("num_attention_heads"),
-            q_lora_rank=reader.size("q_lora_rank", None),
-            kv_lora_rank=reader.size("kv_lora_rank"),
-            qk_nope_head_dim=reader.size("qk_nope_head_dim"),
-            qk_rope_head_dim=reader.size("qk_rope_head_dim"),
-            v_head_dim=reader.size("v_head_dim"),
-            n_routed_experts=reader.size("n_routed_experts", aliases=("num_local_experts",)),
-            n_shared_experts=reader.size("n_shared_experts", least=0),
-            num_experts_per_tok=reader.size("num_experts_per_tok"),
-            n_group=reader.size("n_group"),
-            topk_group=reader.size("topk_group"),
-            norm_topk_prob=reader.take("norm_topk_prob", bool),
-            routed_scaling_factor=reader.take("routed_scaling_factor", float),
-            rms_norm_eps=reader.take("rms_norm_eps", float),
-            max_position_embeddings=max_position,
-            tie_word_embeddings=reader.take("tie_word_embeddings", bool, False),
-            rope=read_rope(reader, max_position),
-        )
-        _check(config, reader)
-        reader.ignore(IGNORED)
-        reader.finish()
+        with model_reader(data, file) as reader:
+            max_position = reader.size("max_position_embeddings")
+            rope = read_rope(reader, max_position)
+            config = cls(
+                vocab_size=reader.size("vocab_size"),
+                hidden_size=reader.size("hidden_size"),
+                intermediate_size=reader.size("intermediate_size"),
+                moe_intermediate_size=reader.size("moe_intermediate_size"),
+                num_hidden_layers=reader.size("num_hidden_layers"),
+                num_nextn_predict_layers=reader.size(
+                    "num_nextn_predict_layers", 0, least=0, aliases=("num_mtp_layers",)
+                ),
+                first_k_dense_replace=reader.size("first_k_dense_replace", least=0),
+                num_attention_heads=reader.size("num_attention_heads"),
+                q_lora_rank=reader.size("q_lora_rank", None),
+                kv_lora_rank=reader.size("kv_lora_rank"),
+                qk_nope_head_dim=reader.size("qk_nope_head_dim"),
+                qk_rope_head_dim=reader.size("qk_rope_head_dim"),
+                v_head_dim=reader.size("v_head_dim"),
+                n_routed_experts=reader.size(
+                    "n_routed_experts", aliases=("num_local_experts", "num_experts")
+                ),
+                n_shared_experts=reader.size("n_shared_experts", least=0, aliases=("num_shared_experts",)),
+                num_experts_per_tok=reader.size("num_experts_per_tok"),
+                n_group=reader.size("n_group"),
+                topk_group=reader.size("topk_group"),
+                norm_topk_prob=reader.take("norm_topk_prob", bool),
+                routed_scaling_factor=reader.take("routed_scaling_factor", float),
+                rms_norm_eps=reader.take("rms_norm_eps", float),
+                max_position_embeddings=rope.longest(max_position),
+                tie_word_embeddings=reader.take("tie_word_embeddings", bool, False),
+                mtp_own_embedding=reader.take("mtp_own_embedding", bool, False),
+                mtp_own_head=reader.take("mtp_own_head", bool, False),
+                rope=rope,
+            )
+            _check(config, reader)
         return config
 
 
 def _check(config: DeepseekV3Config, reader: ConfigReader) -> None:
-    reader.expect("hidden_act", "silu", "it is the activation of DeepSeek-V3")
-    reader.expect("attention_bias", False, "DeepSeek-V3 has no projection biases")
-    reader.expect("topk_method", "noaux_tc", "DeepSeek-V3 routes with a correction bias")
-    reader.expect("scoring_func", "sigmoid", "DeepSeek-V3 scores experts with a sigmoid")
-    reader.expect("moe_layer_freq", 1, "every layer after the dense ones has experts")
-    reader.expect("rope_interleave", True, "the checkpoints store rotary pairs side by side")
-    reader.expect("mlp_bias", False, "DeepSeek-V3 has no biases in its MLPs")
+    dense = min(config.first_k_dense_replace, config.num_hidden_layers)
+    kinds = ["dense"] * dense + ["sparse"] * (config.num_hidden_layers - dense)
+    reader.expect_all(EXPECTED)
+    reader.expect("layer_types", ["full_attention"] * config.num_hidden_layers, "every layer sees everything")
+    reader.expect("mlp_layer_types", kinds, "first_k_dense_replace says otherwise")
+    reader.ignore(IGNORED)
     if config.n_routed_experts % config.n_group or config.n_routed_experts // config.n_group < 2:
         raise ConfigError(
             f"{reader.file}: {config.n_routed_experts} experts do not form {config.n_group} groups of two "
@@ -192,18 +208,20 @@ def _layer(config: DeepseekV3Config, layer: int) -> DecoderLayer:
 
 
 class SharedHead(nn.Module):
-    """The norm before the output matrix, which the main model lends."""
+    """The norm before the output matrix, which the main model lends, unless a checkpoint has another one."""
 
-    def __init__(self, dim: int, eps: float) -> None:
+    def __init__(self, config: DeepseekV3Config) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(dim, eps=eps)
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        if config.mtp_own_head:
+            self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
 
 class MultiTokenPrediction(DecoderLayer):
     """Predicts the token after the next from the main model's state and the next token.
 
     The embedding comes first in `eh_proj`, although the paper (arXiv 2412.19437, section 2.2) writes the
-    state first.
+    state first. It is the model's, and so is the output matrix, except where a checkpoint holds others.
     """
 
     def __init__(self, config: DeepseekV3Config) -> None:
@@ -212,7 +230,9 @@ class MultiTokenPrediction(DecoderLayer):
         self.enorm = nn.RMSNorm(dim, eps=eps)
         self.hnorm = nn.RMSNorm(dim, eps=eps)
         self.eh_proj = nn.Linear(2 * dim, dim, bias=False)
-        self.shared_head = SharedHead(dim, eps)
+        self.shared_head = SharedHead(config)
+        if config.mtp_own_embedding:
+            self.embed_tokens = nn.Embedding(config.vocab_size, dim)
 
     def draft(self, hidden: mx.array, embedded: mx.array, positions: Positions, cache: Any) -> mx.array:
         """Return the normed states [batch, length, dim] that the output matrix turns into logits."""
@@ -256,8 +276,10 @@ class DeepseekV3(CausalLM):
             )
         positions = Positions.of(next_tokens, cache)
         layer_cache = None if cache is None else next(iter(cache))
-        embedded = self.model.embed_tokens(next_tokens)
-        return self.logits(self.mtp[depth].draft(hidden, embedded, positions, layer_cache))
+        layer = self.mtp[depth]
+        embedding = layer.embed_tokens if self.config.mtp_own_embedding else self.model.embed_tokens
+        states = layer.draft(hidden, embedding(next_tokens), positions, layer_cache)
+        return layer.shared_head.head(states) if self.config.mtp_own_head else self.logits(states)
 
     def make_cache(self, left_padding: Sequence[int] | None = None, bits: int | None = None) -> ModelCache:
         """Return an empty cache for one batch: latent + rope_dim values per token and layer."""

@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from jaxtyping import Float
 
-from macmoe.config import COMMON_IGNORED, ConfigReader, RopeConfig, read_rope
+from macmoe.config import RopeConfig, model_reader, read_rope
 from macmoe.errors import ConfigError
 from macmoe.nn.attention import attend, merge_heads, split_heads
 from macmoe.nn.cache import FullCache, ModelCache, SlidingCache
@@ -27,8 +27,30 @@ from macmoe.nn.rope import Rope, attention_factor
 from macmoe.nn.routing import router_logits, top_k_then_softmax
 from macmoe.protocols import LayerCache
 
-IGNORED = COMMON_IGNORED | {
+IGNORED = {
     "initial_context_length": "a copy of original_max_position_embeddings",
+    "use_sliding_window": "layer_types says which layers have a window",
+}
+NONE_SHARED = (0, "GPT-OSS has no shared experts")
+EXPECTED = {
+    "hidden_act": (("silu", "swish"), "it is the activation of GPT-OSS"),
+    "attention_bias": (True, "GPT-OSS has biases on every projection"),
+    "mlp_bias": (True, "GPT-OSS has biases in its experts"),
+    "swiglu_alpha": (1.702, "it is the gain inside the activation of GPT-OSS"),
+    "n_shared_experts": NONE_SHARED,
+    "num_shared_experts": NONE_SHARED,
+    "shared_expert_intermediate_size": NONE_SHARED,
+    "norm_topk_prob": (True, "the softmax is over the chosen experts"),
+}
+# Of every published GPT-OSS, and what transformers takes where a file leaves it out.
+SWIGLU_LIMIT = 7.0
+YARN = {
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "factor": 32.0,
+    "original_max_position_embeddings": 4096,
+    "rope_type": "yarn",
+    "truncate": False,
 }
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -72,32 +94,30 @@ class GptOssConfig:
         Raises:
             ConfigError: A key is missing, unknown, or asks for something that these models do not have.
         """
-        reader = ConfigReader(data, file)
-        max_position = reader.size("max_position_embeddings")
-        config = cls(
-            vocab_size=reader.size("vocab_size"),
-            hidden_size=reader.size("hidden_size"),
-            intermediate_size=reader.size("intermediate_size"),
-            num_hidden_layers=reader.size("num_hidden_layers"),
-            num_attention_heads=reader.size("num_attention_heads"),
-            num_key_value_heads=reader.size("num_key_value_heads"),
-            head_dim=reader.size("head_dim"),
-            num_local_experts=reader.size("num_local_experts"),
-            num_experts_per_tok=reader.size("num_experts_per_tok", aliases=("experts_per_token",)),
-            swiglu_limit=reader.take("swiglu_limit", float),
-            rms_norm_eps=reader.take("rms_norm_eps", float),
-            sliding_window=reader.size("sliding_window"),
-            layer_types=tuple(reader.take("layer_types", list)),
-            max_position_embeddings=max_position,
-            tie_word_embeddings=reader.take("tie_word_embeddings", bool, False),
-            rope=read_rope(reader, max_position),
-        )
-        _check_layer_types(config, file)
-        reader.expect("hidden_act", "silu", "it is the activation of GPT-OSS")
-        reader.expect("attention_bias", True, "GPT-OSS has biases on every projection")
-        reader.expect("swiglu_alpha", 1.702, "it is the gain inside the activation of GPT-OSS")
-        reader.ignore(IGNORED)
-        reader.finish()
+        with model_reader(data, file) as reader:
+            max_position = reader.size("max_position_embeddings")
+            rope = read_rope(reader, max_position, YARN)
+            config = cls(
+                vocab_size=reader.size("vocab_size"),
+                hidden_size=reader.size("hidden_size"),
+                intermediate_size=reader.size("intermediate_size"),
+                num_hidden_layers=reader.size("num_hidden_layers"),
+                num_attention_heads=reader.size("num_attention_heads"),
+                num_key_value_heads=reader.size("num_key_value_heads"),
+                head_dim=reader.size("head_dim"),
+                num_local_experts=reader.size("num_local_experts", aliases=("num_experts",)),
+                num_experts_per_tok=reader.size("num_experts_per_tok", aliases=("experts_per_token",)),
+                swiglu_limit=reader.take("swiglu_limit", float, SWIGLU_LIMIT),
+                rms_norm_eps=reader.take("rms_norm_eps", float),
+                sliding_window=reader.size("sliding_window"),
+                layer_types=tuple(reader.take("layer_types", list)),
+                max_position_embeddings=rope.longest(max_position),
+                tie_word_embeddings=reader.take("tie_word_embeddings", bool, False),
+                rope=rope,
+            )
+            _check_layer_types(config, file)
+            reader.expect_all(EXPECTED)
+            reader.ignore(IGNORED)
         return config
 
 

@@ -12,7 +12,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from jaxtyping import Float
 
-from macmoe.config import COMMON_IGNORED, ConfigReader, RopeConfig, read_rope
+from macmoe.config import RopeConfig, model_reader, read_rope
+from macmoe.config_reader import ConfigReader
 from macmoe.nn.attention import attend, merge_heads, split_heads
 from macmoe.nn.cache import FullCache, ModelCache
 from macmoe.nn.decoder import CausalLM, Decoder, DecoderLayer
@@ -24,9 +25,29 @@ from macmoe.nn.rope import Rope, attention_factor
 from macmoe.nn.routing import router_logits, softmax_then_top_k
 from macmoe.protocols import LayerCache
 
-IGNORED = COMMON_IGNORED | {
+IGNORED = {
     "max_window_layers": "only read when use_sliding_window is true, which is refused",
-    "num_shared_experts": "Qwen3 has none",
+    "sliding_window": "only read when use_sliding_window is true, which is refused",
+}
+NO_BIAS = (False, "Qwen3 has no biases")
+NONE_SHARED = (0, "Qwen3 has no shared experts")
+ALL_NORMED = (True, "Qwen3 norms every query and key head")
+EXPECTED = {
+    "hidden_act": (("silu", "swish"), "it is the activation of Qwen3"),
+    "attention_bias": NO_BIAS,
+    "mlp_bias": NO_BIAS,
+    "qkv_bias": NO_BIAS,
+    "n_shared_experts": NONE_SHARED,
+    "num_shared_experts": NONE_SHARED,
+    "shared_expert_intermediate_size": NONE_SHARED,
+    "qk_norm": ALL_NORMED,
+    "use_qk_norm": ALL_NORMED,
+    "use_sliding_window": (False, "no published Qwen3 uses sliding windows"),
+}
+# Of a model without experts.
+EXPECTED_DENSE = {
+    "decoder_sparse_step": (1, "this model_type has no experts"),
+    "num_experts": (0, "this model_type has no experts"),
 }
 
 
@@ -89,32 +110,37 @@ class Qwen3Config:
         Raises:
             ConfigError: A key is missing, unknown, or asks for something that these models do not have.
         """
-        reader = ConfigReader(data, file)
-        max_position = reader.size("max_position_embeddings")
-        config = cls(
-            vocab_size=reader.size("vocab_size"),
-            hidden_size=reader.size("hidden_size"),
-            intermediate_size=reader.size("intermediate_size"),
-            num_hidden_layers=reader.size("num_hidden_layers"),
-            num_attention_heads=reader.size("num_attention_heads"),
-            num_key_value_heads=reader.size("num_key_value_heads"),
-            head_dim=reader.size("head_dim"),
-            rms_norm_eps=reader.take("rms_norm_eps", float),
-            max_position_embeddings=max_position,
-            tie_word_embeddings=reader.take("tie_word_embeddings", bool),
-            rope=read_rope(reader, max_position),
-            moe=MoEConfig.read(reader) if data.get("model_type") == "qwen3_moe" else None,
-        )
-        reader.expect("hidden_act", "silu", "it is the activation of Qwen3")
-        reader.expect("attention_bias", False, "Qwen3 has no projection biases")
-        reader.expect("use_sliding_window", False, "no published Qwen3 uses sliding windows")
-        reader.expect("sliding_window", None, "no published Qwen3 uses sliding windows")
-        reader.expect(
-            "layer_types", ["full_attention"] * config.num_hidden_layers, "every Qwen3 layer sees everything"
-        )
-        reader.ignore(IGNORED)
-        reader.finish()
+        with model_reader(data, file) as reader:
+            max_position = reader.size("max_position_embeddings")
+            rope = read_rope(reader, max_position)
+            config = cls(
+                vocab_size=reader.size("vocab_size"),
+                hidden_size=reader.size("hidden_size"),
+                intermediate_size=reader.size("intermediate_size"),
+                num_hidden_layers=reader.size("num_hidden_layers"),
+                num_attention_heads=reader.size("num_attention_heads"),
+                num_key_value_heads=reader.size("num_key_value_heads"),
+                head_dim=reader.size("head_dim"),
+                rms_norm_eps=reader.take("rms_norm_eps", float),
+                max_position_embeddings=rope.longest(max_position),
+                tie_word_embeddings=reader.take("tie_word_embeddings", bool, False),
+                rope=rope,
+                moe=MoEConfig.read(reader) if data.get("model_type") == "qwen3_moe" else None,
+            )
+            _check(config, reader)
         return config
+
+
+def _check(config: Qwen3Config, reader: ConfigReader) -> None:
+    layers = config.num_hidden_layers
+    reader.expect_all(EXPECTED)
+    reader.expect("layer_types", ["full_attention"] * layers, "every Qwen3 layer sees everything")
+    if config.moe is None:
+        reader.expect_all(EXPECTED_DENSE)
+    else:
+        kinds = ["sparse" if config.moe.is_sparse(layer) else "dense" for layer in range(layers)]
+        reader.expect("mlp_layer_types", kinds, "mlp_only_layers and decoder_sparse_step say otherwise")
+    reader.ignore(IGNORED)
 
 
 class Attention(nn.Module):

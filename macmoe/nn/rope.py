@@ -25,8 +25,8 @@ def attention_factor(yarn: YarnConfig | None) -> float:
     if yarn.attention_factor is not None:
         return yarn.attention_factor
     if yarn.mscale and yarn.mscale_all_dim:
-        return mscale(yarn.factor, yarn.mscale) / mscale(yarn.factor, yarn.mscale_all_dim)
-    return mscale(yarn.factor)
+        return yarn.attn_factor * mscale(yarn.factor, yarn.mscale) / mscale(yarn.factor, yarn.mscale_all_dim)
+    return yarn.attn_factor * mscale(yarn.factor)
 
 
 def frequencies(rope_dim: int, config: RopeConfig) -> np.ndarray:

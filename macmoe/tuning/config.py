@@ -33,6 +33,7 @@ from macmoe.adapters.attach import ROUTERS
 from macmoe.adapters.lora import LoraSpec
 from macmoe.config import nearest
 from macmoe.errors import UsageError
+from macmoe.paths import expand_home
 from macmoe.sampling import SEEDS
 from macmoe.tuning.prepare import DataOptions
 
@@ -214,7 +215,7 @@ def read_run(
 
 def _load(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UsageError(f"{file}: no such file") from None
     except (tomllib.TOMLDecodeError, ValueError, OSError) as error:
@@ -266,7 +267,7 @@ def _value(value: Any, hint: Any, where: str) -> Any:
     if isinstance(value, list):
         value = tuple(value)
     if hint is Path and isinstance(value, str):
-        value = Path(value)
+        value = expand_home(value)
     kinds = (Mapping,) if get_origin(hint) is dict else get_args(hint) or (hint,)
     if not any(_is_a(value, kind) for kind in kinds) or (kinds == (str, ...) and _has_others(value)):
         raise UsageError(f"{where} is {value!r}; it has to be {_in_words(kinds)}")

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from macmoe.errors import CheckpointError, DatasetError
 from macmoe.location import HUB_ID, download
+from macmoe.paths import expand_home
 from macmoe.tuning.records import Record, read_record
 from macmoe.tuning.rows import READERS, Rejections, as_object, read_rows
 
@@ -90,7 +91,7 @@ def find_files(name: str) -> dict[str, list[Path]]:
     Raises:
         DatasetError: There is no such data set, or it holds no data files.
     """
-    path = Path(name)
+    path = expand_home(name)
     if path.is_file():
         return {"train": [path]}
     if not path.is_dir():

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from macmoe.chat.format import Thinking
-from macmoe.chat.messages import Message
+from macmoe.chat.messages import Message, messages_in
+from macmoe.chat.payload import read_object
 from macmoe.errors import DatasetError
 from macmoe.tuning.rows import Place
 from macmoe.tuning.spellings import FORMS, MESSAGE_FIELDS, MODES, RECORD_FIELDS, ROLES
@@ -89,7 +90,8 @@ def read_record(data: Mapping[str, Any], place: Place) -> tuple[Record, list[str
     used, ignored = _fields(data, {name: RECORD_FIELDS[name] for names in form for name in names})
     if "text" in used:
         return Record(place=place, text=_text(used["text"], "text")), ignored
-    pairs = [_message(item) for item in _conversation(used)]
+    left_out: set[str] = set()
+    pairs = [pair for item in _conversation(used) for pair in _messages(item, left_out)]
     if not pairs:
         raise DatasetError("has no messages")
     messages, weights = zip(*pairs, strict=True)
@@ -100,7 +102,7 @@ def read_record(data: Mapping[str, Any], place: Place) -> tuple[Record, list[str
         tools=tuple(_list(used.get("tools", ()), "tools")),
         thinking=_mode(used.get("thinking")),
     )
-    return record, ignored
+    return record, [*ignored, *(f"messages.{name}" for name in sorted(left_out))]
 
 
 def to_row(record: Record) -> dict[str, Any]:
@@ -150,18 +152,24 @@ def _conversation(fields: Mapping[str, Any]) -> list[Any]:
     return items if completion is None else items + _list(completion, "completion")
 
 
-def _message(data: Any) -> tuple[Message, float]:
-    """Return a message and its loss weight."""
+def _messages(data: Any, left_out: set[str]) -> list[tuple[Message, float]]:
+    """Return the messages that an item holds (one, but for results of tools) and their loss weights."""
     if not isinstance(data, Mapping):
         raise DatasetError(f"a message must be an object, not {type(data).__name__}")
-    fields, unknown = _fields(data, MESSAGE_FIELDS)
+    fields, others = _fields(data, MESSAGE_FIELDS)
     train, weight = fields.pop("train", None), fields.pop("weight", None)
     role = fields.get("role")
     fields["role"] = ROLES.get(role, role) if isinstance(role, str) else role
-    if isinstance(fields.get("content"), list):
-        fields["content"] = "".join(map(_part, fields["content"]))
-    message = Message.from_dict({**fields, **{key: data[key] for key in unknown}})
-    return _with_thought_apart(message), _weight(message, train, weight)
+    if role == "function_call":  # ShareGPT's way to write calls
+        fields = {"role": "assistant", "tool_calls": _calls(fields.get("content"))}
+    messages = messages_in({**fields, **{key: data[key] for key in others}}, left_out)
+    return [(_with_thought_apart(message), _weight(message, train, weight)) for message in messages]
+
+
+def _calls(value: Any) -> list[Any]:
+    """Return the calls of a message that is nothing else: one, or a list, mostly as JSON."""
+    call = read_object(value) if isinstance(value, str) else value
+    return [call] if isinstance(call, Mapping) else _list(value, "function_call")
 
 
 def _with_thought_apart(message: Message) -> Message:
@@ -186,14 +194,6 @@ def _weight(message: Message, train: Any, weight: Any) -> float:
     if train and not answer:
         raise DatasetError(f"a {message.role} message cannot be learned; only the assistant's can")
     return float(weight) if train else 0.0
-
-
-def _part(part: Any) -> str:
-    """Return the text of one part of a content that is a list."""
-    text = part.get("text") if isinstance(part, Mapping) and part.get("type", "text") == "text" else None
-    if not isinstance(text, str):
-        raise DatasetError(f"the content of a message has a part that is no text: {str(part)[:60]}")
-    return text
 
 
 def _mode(value: Any) -> Thinking | None:

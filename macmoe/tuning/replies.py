@@ -159,7 +159,7 @@ def generate_batch(
     padded = mx.array([[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)])
     cache = model.make_cache(padding)
     cache.reserve(longest + max_tokens)
-    sampler.begin(prompts[0])
+    sampler.begin_rows(prompts)
     written: list[list[int]] = [[] for _ in prompts]
     logits = prefill(model, padded, cache)
     following = following_logits(model, cache)
@@ -172,6 +172,7 @@ def generate_batch(
         if rewrite is not None:
             tokens = [rewrite(row, token) if row in going else token for row, token in enumerate(tokens)]
             chosen = mx.array(tokens, dtype=chosen.dtype)
+            sampler.wrote(chosen)
         for row in going:
             written[row].append(tokens[row])
         if all(ids[-1] in stop_ids for ids in written):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from macmoe.errors import DatasetError, MacmoeError
+from macmoe.files import refuse_pointer
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +57,11 @@ def read_rows(path: Path) -> Iterator[tuple[Place, Any]]:
     """Yield the rows of one file, in order, for `as_object` to look into.
 
     Raises:
-        DatasetError: The file is of an unknown kind or cannot be read.
+        DatasetError: The file is of an unknown kind, a pointer of Git LFS, or cannot be read.
     """
     if path.suffix not in READERS:
         raise DatasetError(f"{path}: not a file of training data, which end in {', '.join(READERS)}")
+    refuse_pointer(path, DatasetError)
     try:
         for line, row in READERS[path.suffix](path):
             yield Place(str(path), line), row

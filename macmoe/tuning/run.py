@@ -37,14 +37,15 @@ def _settings(options: RunOptions) -> Settings:
     return Settings(lora=options.lora, train=options.train, row_length=options.data.row_length)
 
 
-def empty_model(name: str) -> tuple[Family, Model]:
+def empty_model(name: str, *, allow_unknown_keys: bool = False) -> tuple[Family, Model]:
     """Return a model with its shapes and packings; no weight is read or computed.
 
     Raises:
         MacmoeError: There is no such model, or it is unsupported or damaged.
     """
     folder = find_model(name)
-    return _empty(open_weights(folder), str(folder / "config.json"))
+    source = open_weights(folder, allow_unknown_keys=allow_unknown_keys)
+    return _empty(source, str(folder / "config.json"))
 
 
 def _empty(source: WeightSource, where: str) -> tuple[Family, Model]:
@@ -54,7 +55,7 @@ def _empty(source: WeightSource, where: str) -> tuple[Family, Model]:
     return family, model
 
 
-def plan_run(options: RunOptions, limit: int | None = None) -> Estimate:
+def plan_run(options: RunOptions, limit: int | None = None, *, allow_unknown_keys: bool = False) -> Estimate:
     """Say what a run would train and need, from the headers of the model's files alone.
 
     Raises:
@@ -62,7 +63,7 @@ def plan_run(options: RunOptions, limit: int | None = None) -> Estimate:
         MacmoeError: Model or settings are invalid.
     """
     folder = find_model(options.model)
-    source = open_weights(folder)
+    source = open_weights(folder, allow_unknown_keys=allow_unknown_keys)
     _, model = _empty(source, str(folder / "config.json"))
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
     floats = {info.dtype for info in source.infos.values()} & set(FLOAT_TYPES)
@@ -140,7 +141,11 @@ def check_run(options: RunOptions, *, resume: bool = False) -> None:
 
 
 def open_run(
-    options: RunOptions, watch: Callable[[Mapping[str, Any]], None], *, resume: bool = False
+    options: RunOptions,
+    watch: Callable[[Mapping[str, Any]], None],
+    *,
+    resume: bool = False,
+    allow_unknown_keys: bool = False,
 ) -> tuple[Trainer, list[str]]:
     """Load the model, read the data, put new adapters on the model.
 
@@ -148,6 +153,7 @@ def open_run(
         options: The run.
         watch: Called with every line of the metrics.
         resume: Go on with the run in the folder, instead of refusing one before anything is loaded.
+        allow_unknown_keys: Warn of unknown keys in the model's config.json instead of refusing them.
 
     Returns:
         The trainer, and a line for everything in the data that is not learned.
@@ -158,7 +164,7 @@ def open_run(
         MacmoeError: Model, data or settings are invalid.
     """
     check_run(options, resume=resume)
-    session = load(options.model)
+    session = load(options.model, allow_unknown_keys=allow_unknown_keys)
     splits = prepare(options.data, session.format, session.tokenizer)
     length = options.data.row_length
     lora = options.lora

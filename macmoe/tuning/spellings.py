@@ -22,14 +22,10 @@ FORMS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("text",), ()),
 )
 
-# What a message can hold. OpenAI writes role and content, ShareGPT from and value.
+# What data sets call the fields of a message; `macmoe.chat.history` knows what they share with clients.
 MESSAGE_FIELDS: dict[str, tuple[str, ...]] = {
     "role": ("role", "from"),
     "content": ("content", "value"),
-    "reasoning": ("reasoning", "reasoning_content", "thinking"),
-    "tool_calls": ("tool_calls",),
-    "tool_call_id": ("tool_call_id",),
-    "name": ("name",),
     "train": ("train", "loss", "trainable"),
     "weight": ("weight",),
 }

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from macmoe.errors import UsageError
+from macmoe.paths import expand_home
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +44,7 @@ def open_verifier(name: str) -> Verifier:
         return Verifier(name=name, accepts=_pattern(name.removeprefix("regex:")))
     file, colon, function = name.rpartition(":")
     if colon and file.endswith(".py"):
-        return Verifier(name=name, accepts=_function(Path(file), function))
+        return Verifier(name=name, accepts=_function(expand_home(file), function))
     raise UsageError(f"{name!r} is no verifier; give exact, regex:PATTERN or FILE.py:FUNCTION")
 
 

@@ -47,7 +47,7 @@ def test_arguments_are_shown_as_they_were_written():
         ({"role": "bot", "content": "Hi"}, "'bot' is no role; the roles are system, developer"),
         ({"content": "Hi"}, "'' is no role"),
         ({"role": "user", "content": None}, "content of a user message must be text, not None"),
-        ({"role": "user", "content": [{"type": "text", "text": "Hi"}]}, "must be text, not"),
+        ({"role": "user", "content": 3}, "must be text, not 3"),
         ({"role": "assistant", "content": "Hi", "reasoning": 1}, "reasoning of a message must be text"),
         ({"role": "user", "content": "Hi", "reasoning": "Hm."}, "a user message cannot have reasoning"),
         ({"role": "tool", "content": "Hi", "tool_calls": [CALL]}, "a tool message cannot have tool_calls"),

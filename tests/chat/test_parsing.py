@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from itertools import pairwise
@@ -189,3 +190,109 @@ def test_arguments_keep_the_model_s_spelling(call, name, raw):
     ids = tokenizer.encode(f"<tool_call>\n{call}\n</tool_call>", control=True)
     (event,) = run(parser_of("qwen3", "answer"), ids)
     assert (event.name, event.raw) == (name, raw)
+
+
+def reading(family, start, text):
+    """Return what a parser makes of a text, whose token strings are tokens."""
+    return merged(run(parser_of(family, start), small(family).encode(text, control=True)))
+
+
+def call_of(name, arguments):
+    return {"channel": "tool_call", "name": name, "arguments": arguments}
+
+
+HARD = "</tool_call><tool_call><|im_end|><think></think>\\"
+HARD_DEEPSEEK = "<｜tool▁call▁end｜><｜tool▁sep｜><｜end▁of▁sentence｜>```"
+DEEPSEEK_CALL = "<｜tool▁call▁begin｜>{}<｜tool▁call▁end｜>"
+
+
+@pytest.mark.parametrize(
+    ("family", "form", "hard"),
+    [
+        ("qwen3", '<tool_call>\n{{"name": "f", "arguments": {}}}\n</tool_call><|im_end|>', HARD),
+        ("deepseek_v3", DEEPSEEK_CALL.format("f<｜tool▁sep｜>{}"), HARD_DEEPSEEK),
+        ("deepseek_v3", DEEPSEEK_CALL.format("function<｜tool▁sep｜>f\n```json\n{}\n```"), HARD_DEEPSEEK),
+        ("gpt_oss", "<|channel|>commentary to=functions.f<|message|>{}<|call|>", "<|end|><|call|><|start|>"),
+    ],
+)
+def test_tokens_in_a_string_of_a_call_are_text(family, form, hard):
+    arguments = {"text": f'Write "{hard}".', hard: [hard]}
+    start = "header" if family == "gpt_oss" else "answer"
+    assert reading(family, start, form.format(json.dumps(arguments))) == [call_of("f", arguments)]
+
+
+@pytest.mark.parametrize(
+    ("text", "events"),
+    [
+        # The string never ends, so the payload does at the last closing tag,
+        ('{"a": "b</tool_call>c</tool_call>d', [{"channel": "answer", "text": '{"a": "b</tool_call>cd'}]),
+        # or before the next call that can be read,
+        (
+            '{"a": "b}</tool_call>\n<tool_call>{"name": "g", "arguments": {"b": 2}}</tool_call>',
+            [{"channel": "answer", "text": '{"a": "b}'}, call_of("g", {"b": 2})],
+        ),
+        # and what ended the output is no text.
+        (
+            '{"name": "f", "arguments": {"a": "b<|im_end|>',
+            [{"channel": "answer", "text": '{"name": "f", "arguments": {"a": "b'}],
+        ),
+        ('{"name": "f"} </think>So.', [call_of("f", {}), {"channel": "answer", "text": "So."}]),
+    ],
+)
+def test_call_without_a_sound_end_is_over_where_the_model_meant_it(text, events):
+    assert reading("qwen3", "answer", f"<tool_call>{text}") == events
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments"),
+    [
+        ({"name": "f", "arguments": '{"a": 1}'}, {"a": 1}),
+        ({"name": "f", "arguments": json.dumps('{"a": 1}')}, {"a": 1}),
+        ({"name": "f", "parameters": {"a": 1}}, {"a": 1}),
+        ({"name": "f", "arguments": {}, "parameters": {"a": 1}}, {"a": 1}),
+        ({"type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}, {"a": 1}),
+        ({"name": "f", "arguments": None}, {}),
+        ({"name": "f", "id": "1"}, {}),
+        # What the tool was to be given is not known, so it does not run.
+        ({"name": "f", "a": 1}, None),
+        ({"name": "f", "arguments": {}, "a": 1}, None),
+        ({"name": "f", "arguments": {"a": 1}, "parameters": {"a": 2}}, None),
+        ({"name": "f", "arguments": "a = 1"}, None),
+        ({"name": "", "arguments": {"a": 1}}, None),
+    ],
+)
+def test_call_never_runs_without_the_arguments_it_was_given(call, arguments):
+    text = json.dumps(call)
+    expected = {"channel": "answer", "text": text} if arguments is None else call_of("f", arguments)
+    assert reading("qwen3", "answer", f"<tool_call>\n{text}\n</tool_call>") == [expected]
+
+
+@pytest.mark.parametrize("form", ['"{}"', "json{}", "```json\n{}\n```"])
+@pytest.mark.parametrize(
+    ("family", "start", "around"),
+    [
+        ("deepseek_v3", "answer", "<｜tool▁call▁begin｜>f<｜tool▁sep｜>{}<｜tool▁call▁end｜>"),
+        ("gpt_oss", "header", "<|channel|>commentary to=functions.f<|message|>{}<|call|>"),
+    ],
+)
+def test_arguments_are_found_in_what_surrounds_them(family, start, around, form):
+    arguments = '{"a": 1}'
+    written = json.dumps(arguments) if form == '"{}"' else form.format(arguments)
+    assert reading(family, start, around.format(written)) == [call_of("f", {"a": 1})]
+
+
+@pytest.mark.parametrize("family", ["qwen3", "deepseek_v3"])
+def test_newline_at_the_beginning_of_the_thinking_is_no_text(family):
+    events = reading(family, "thinking", "\n\nHm.\n</think>\n\nSo.")
+    assert events == [{"channel": "thinking", "text": "Hm."}, {"channel": "answer", "text": "So."}]
+
+
+@pytest.mark.parametrize("family", ["qwen3", "deepseek_v3"])
+def test_tags_spelled_out_in_thinking_that_a_token_opened_are_text(family):
+    tokenizer = small(family)
+    thought = "Write <think> and </think> here."
+    ids = [*tokenizer.encode(thought), *tokenizer.encode("</think>So.", control=True)]
+    assert merged(run(parser_of(family, "thinking"), ids)) == [
+        {"channel": "thinking", "text": thought},
+        {"channel": "answer", "text": "So."},
+    ]

@@ -12,6 +12,12 @@ from tests.conftest import ROOT
 SCRIPTED = str(ROOT / "tests" / "cli" / "scripted_chat.py")
 
 
+@pytest.fixture(autouse=True)
+def _chosen_model(monkeypatch):
+    """Let the built-in model be chosen, so that no line says what it is; `test_model.py` does without."""
+    monkeypatch.setenv("MACMOE_MODEL", "tiny:qwen3")
+
+
 @pytest.fixture
 def macmoe():
     """Return a function that runs `macmoe ARGUMENTS` and gives its exit code, stdout and stderr."""

@@ -232,7 +232,7 @@ def test_file_of_token_ids_that_is_not_utf8_is_one_line(macmoe, tmp_path):
     path.write_bytes(b"1 2 \xff")
     result = macmoe("score", "tiny:qwen3", "--tokens", str(path))
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == f"error: {path}: is not UTF-8 (invalid start byte at byte 4)\n"
+    assert result.stderr == f"error: {path}: is not UTF-8 (invalid start byte at byte 4); convert it first\n"
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])

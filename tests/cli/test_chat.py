@@ -157,7 +157,7 @@ def test_unusable_tools_settings_and_caches_are_one_line_before_the_first_questi
     other.write_bytes(b"something else")
     for arguments, words in {
         ("--tool", str(tmp_path / "no.py")): "no.py: not a file",
-        ("--cache", str(tmp_path / "no" / "chat.cache")): "create it first",
+        ("--cache", str(other / "chat.cache")): "is a file, so nothing can lie in it",
         ("--cache", str(other)): "other.cache",
     }.items():
         result = macmoe("chat", *arguments, stdin="Hi\n")

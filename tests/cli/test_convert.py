@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
+import mlx.core as mx
 import pytest
 
 from macmoe.location import ASSETS
@@ -19,10 +21,12 @@ def test_converted_model_answers_as_its_source(macmoe, tmp_path, family):
     out = tmp_path / "out"
     result = macmoe("convert", str(HUB / family), "--out", str(out))
     assert (result.exit_code, result.stdout) == (0, "")
+    *said, report = result.stderr.splitlines()
+    assert len(said) == (family == "deepseek_v3")  # its prediction layer repeats two matrices
     assert re.fullmatch(
         rf"{re.escape(str(out))}: \d+ tensors, \d\.\d\d MiB in, \d\.\d\d MiB out, \d+\.\d\d bits per weight, "
-        r"peak memory \d+\.\d\d .iB, \d+\.\d s\n",
-        result.stderr,
+        r"peak memory \d+\.\d\d .iB, \d+\.\d s",
+        report,
     )
     before, after = (json.loads(macmoe(*ASK, str(folder)).stdout) for folder in (HUB / family, out))
     assert before["answer"] == after["answer"] != ""
@@ -68,7 +72,7 @@ def test_written_folder_is_verified(macmoe, tmp_path):
     first = macmoe(*command)
     assert first.exit_code == 0
     *_, proof = first.stderr.splitlines()
-    assert re.search(r": \d+ weights are equal, \d+ as close as their packing allows$", proof)
+    assert proof == f"{out}: 135 source tensors: 21 equal; 114 as close as their packing allows"
     assert macmoe(*command).stderr.splitlines() == [proof]
     file = next(out.glob("*.safetensors"))
     raw = bytearray(file.read_bytes())
@@ -77,6 +81,104 @@ def test_written_folder_is_verified(macmoe, tmp_path):
     damaged = macmoe(*command)
     assert damaged.exit_code == 1
     assert "SHA-256" in damaged.stderr
+
+
+def said(result, out):
+    """Return what is said beside the report, without the folder before it."""
+    return [line.partition(": ")[2] for line in result.stderr.splitlines() if not line.startswith(f"{out}:")]
+
+
+def test_a_copy_that_is_left_out_is_said_and_counted(macmoe, tmp_path):
+    out = tmp_path / "out"
+    result = macmoe("convert", str(tied(tmp_path)), "--out", str(out), "--verify")
+    assert result.exit_code == 0
+    assert said(result, out) == ["equal copies of other matrices, not kept: 1 (lm_head.weight)"]
+    assert result.stderr.splitlines()[-1] == (
+        f"{out}: 135 source tensors: 134 equal; "
+        "equal copies of others: 1 (lm_head.weight of model.embed_tokens.weight)"
+    )
+
+
+def tied(folder):
+    """Write Qwen3 tied, with its embedding once more as head."""
+    source = shutil.copytree(HUB / "qwen3", folder / "tied")
+    tensors = mx.load(str(source / "model.safetensors"))
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    mx.save_safetensors(str(source / "model.safetensors"), tensors)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    return source
+
+
+def test_every_tensor_that_a_layout_does_without_is_counted(macmoe, tmp_path):
+    out = tmp_path / "out"
+    result = macmoe("convert", str(HUB / "deepseek_v3"), "--out", str(out), "--to", "mlx-lm", "--verify")
+    assert result.exit_code == 0
+    assert any(
+        "left out, because mlx-lm has no prediction layers (MTP): 122 (" in line for line in said(result, out)
+    )
+    proof = result.stderr.splitlines()[-1]
+    total, equal, copies, left = map(int, re.findall(r"(\d+) (?:source|equal|\(model)", proof))
+    assert total == equal + copies + left == len(mx.load(str(HUB / "deepseek_v3" / "model.safetensors")))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ((), ("--quantize", "8bit"), "made with keep, not 8bit; verify with the options"),
+        (("--quantize", "4bit"), (), "made with 4bit, not keep; verify with the options"),
+        (("--to", "mlx-lm"), (), "is not in the layout of macmoe; verify with the --to"),
+        ((), ("--to", "hub"), "is not in the layout of hub; verify with the --to"),
+        (
+            ("--to", "mlx-lm"),
+            ("--to", "mlx-lm", "--quantize", "4bit"),
+            "made with other options or of another",
+        ),
+    ],
+)
+def test_verifying_what_was_made_otherwise_says_how_it_was_made(macmoe, tmp_path, first, second, message):
+    out = tmp_path / "out"
+    command = ("convert", str(HUB / "qwen3"), "--out", str(out))
+    assert macmoe(*command, *first).exit_code == 0
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    result = macmoe(*command, *second, "--verify")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert message in result.stderr
+    assert "--force" not in result.stderr
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
+    if "--to" not in first:  # what is no macmoe checkpoint is never replaced
+        forced = macmoe(*command, *second, "--verify", "--force")
+        assert (forced.exit_code, "source tensors" in forced.stderr) == (0, True)
+
+
+def test_a_folder_of_another_version_is_verified(macmoe, tmp_path):
+    out = tmp_path / "out"
+    command = ("convert", str(HUB / "qwen3"), "--out", str(out), "--verify")
+    first = macmoe(*command)
+    marker = json.loads((out / "macmoe.json").read_text())
+    (out / "macmoe.json").write_text(json.dumps(marker | {"macmoe_version": "0.0.1"}))
+    assert macmoe(*command).stderr.splitlines() == first.stderr.splitlines()[-1:]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ("--quantize", "8bit"),
+            r"stay as they are: 26 in affine 4 bit; .*8bit would not.*so this is a copy",
+        ),
+        (("--to", "hub"), r"decoded to float32, because the hub's layout has no such packing: 114 \("),
+        (("--to", "hub"), r"of the source says bfloat16, .* written as float32; .* result says float32"),
+    ],
+)
+def test_what_was_asked_and_does_not_happen_is_said(macmoe, tmp_path, options, message):
+    packed, out = tmp_path / "packed", tmp_path / "out"
+    macmoe("convert", str(HUB / "qwen3"), "--out", str(packed), "--quantize", "4bit")
+    result = macmoe("convert", str(packed), "--out", str(out), *options)
+    assert result.exit_code == 0
+    assert [line for line in said(result, out) if re.search(message, line)]
+    if "hub" in options:
+        assert json.loads((out / "config.json").read_text())["torch_dtype"] == "float32"
 
 
 def test_folder_that_is_converted_already_says_so(macmoe, tmp_path):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
+from macmoe.cli.quality import duration, figure, telling
 from tests.conftest import ROOT
 
 HUB = ROOT / "tests" / "assets" / "hub"
@@ -60,7 +62,9 @@ def test_options_that_exclude_each_other_are_wrong_usage(macmoe, tmp_path, optio
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--bits-per-weight", "1", "--calibration", "{text}"), "bits at least"),
+        (("--bits-per-weight", "1", "--calibration", "{text}"), "2.56 bits per weight at least"),
+        (("--bits-per-weight", "100"), "takes 16.00 bits per weight as it is"),
+        (("--bits-per-weight", "16"), "takes 16.00 bits per weight as it is"),
         (("--to", "hub", "--quantize", "4bit"), "no packings of MLX"),
     ],
 )
@@ -74,12 +78,55 @@ def test_what_cannot_be_done_is_one_line(macmoe, tmp_path, options, message):
     assert list(tmp_path.iterdir()) == [text]
 
 
+@pytest.mark.parametrize("bits", ["100", "1"])
+def test_bits_that_nothing_reaches_are_refused_before_measuring(macmoe, tmp_path, monkeypatch, bits):
+    monkeypatch.setattr("macmoe.cli.quality.load_model", lambda *_: pytest.fail("it was loaded"))
+    result = macmoe(
+        "convert", str(HUB / "deepseek_v3"), "--out", str(tmp_path / "out"), "--bits-per-weight", bits
+    )
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+
+
+def test_a_long_measurement_is_foretold_once(monkeypatch, capsys):
+    clock = iter([0.0, 30.0, 60.0, 90.0, 120.0])
+    monkeypatch.setattr("macmoe.cli.quality.time.monotonic", lambda: next(clock))
+    seen = []
+    report = telling(Path("model"), lambda done, total: seen.append((done, total)))
+    for done in range(1, 5):
+        report(done, 100)
+    assert seen == [(done, 100) for done in range(1, 5)]
+    assert (
+        capsys.readouterr().err == "model: measuring takes about 50 minutes at most, by the first 3 of 100\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (100, "about 2 minutes"),
+        (7000, "about 117 minutes"),
+        (7200, "about 2 hours"),
+        (200_000, "about 2 days"),
+    ],
+)
+def test_durations_are_readable(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_the_picture_has_whole_layers_and_begins_at_zero():
+    pytest.importorskip("matplotlib")
+    layers = [{"relative_error": error, "bits_per_weight": 4.5} for error in (0.0808, 0.0812)]
+    for axes in figure({"recipe": "4bit", "bits_per_weight": 4.5, "layers": layers}).axes:
+        assert [tick for tick in axes.get_xticks() if tick != int(tick)] == []
+        assert axes.get_ylim()[0] == 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (("--plot", "{folder}/r.xyz"), "r.xyz: no format that can be drawn; there are "),
-        (("--plot", "{folder}/none/r.png"), "there is no folder"),
-        (("--report", "{folder}/none/r.json"), "there is no folder"),
+        (("--plot", f"{__file__}/r.png"), "is a file, so nothing can lie in it"),
+        (("--report", f"{__file__}/none/r.json"), "is a file, so nothing can lie in it"),
         (("--report", "{folder}"), "is a folder; give the name of a file in it"),
         (("--report", ""), "is a folder; give the name of a file in it"),
         (("--out", ""), ".: is no name of a new folder"),

@@ -166,10 +166,16 @@ def test_every_option_reaches_the_session(macmoe, session):
         "top_p": 0.95,
         "top_k": 20,
         "min_p": 0.01,
+        "repetition_penalty": 1.05,
+        "presence_penalty": -0.5,
+        "frequency_penalty": 0.25,
         "seed": 0,
+        "stop": ("END",),
     }
     arguments = [
-        part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))
+        part
+        for name, value in options.items()
+        for part in (f"--{name.replace('_', '-')}", "END" if name == "stop" else str(value))
     ]
     assert macmoe("generate", "Hi", *arguments).exit_code == 0
     assert asked.calls == [("chat", "Hi", options)]
@@ -183,9 +189,45 @@ def test_tools_are_declared_and_calls_are_parsed(macmoe, session, tmp_path):
     path.write_text(json.dumps(DECLARED))
     asked = session([ToolCallEvent("add", {"a": 1}, '{"a": 1}'), STATS])
     result = macmoe("generate", "Hi", "--tools", str(path), "--json")
-    assert asked.calls == [("chat", "Hi", {"tools": DECLARED, "max_tokens": 4096})]
+    assert asked.calls == [("chat", "Hi", {"tools": DECLARED})]
     assert json.loads(result.stdout)["tool_calls"] == [
         {"name": "add", "arguments": {"a": 1}, "raw": '{"a": 1}'}
+    ]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_tools(macmoe, session, tmp_path):
+    path = tmp_path / "tools.json"
+    path.write_text(json.dumps(DECLARED), encoding="utf-8-sig")
+    asked = session(ANSWER)
+    assert macmoe("generate", "Hi", "--tools", str(path)).exit_code == 0
+    assert asked.calls[0][2]["tools"] == DECLARED
+
+
+def test_a_prompt_comes_from_a_file(macmoe, session, tmp_path):
+    path = tmp_path / "prompt.txt"
+    path.write_text("What is 17 + 25?\n", encoding="utf-8-sig")
+    asked = session(ANSWER)
+    assert macmoe("generate", "--file", str(path)).exit_code == 0
+    assert macmoe("generate", "Be brief.", "--file", str(path), stdin="Thanks!\n").exit_code == 0
+    assert [text for _, text, _ in asked.calls] == [
+        "What is 17 + 25?",
+        "Be brief.\n\nWhat is 17 + 25?\n\nThanks!",
+    ]
+
+
+def test_a_file_that_is_not_there_is_one_line(macmoe, tmp_path):
+    result = macmoe("generate", "--file", str(tmp_path / "prompt.txt"))
+    line = f"error: {tmp_path / 'prompt.txt'}: No such file or directory\n"
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", line)
+
+
+def test_input_beside_the_prompt_is_joined_to_it(macmoe, session):
+    asked = session(ANSWER)
+    for options in ([], ["--raw"]):
+        assert macmoe("generate", "Summarize:", *options, stdin="Some text.\n").exit_code == 0
+    assert [text for _, text, _ in asked.calls] == [
+        "Summarize:\n\nSome text.",
+        "Summarize:\n\nSome text.\n",
     ]
 
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
+from macmoe.cli.inspect import tables
+
 TABLE = """\
                                             gpt-oss-20b            qwen3-30b-a3b          deepseek-v3
 family                                          gpt_oss                    qwen3          deepseek_v3
@@ -23,7 +27,7 @@ stored bits per weight                             5.26                    16.00
 stored                                        12.82 GiB                56.87 GiB           637.83 GiB
 cache per token (bf16)                         24,576 B                 98,304 B             70,272 B
 cache at 32,768                                0.75 GiB                 3.00 GiB             2.14 GiB
-cache at 131,072                               3.00 GiB                12.00 GiB             8.58 GiB
+cache at 131,072                               3.00 GiB                 too long             8.58 GiB
 """
 
 
@@ -40,6 +44,18 @@ def test_json_has_the_figures_as_numbers(macmoe):
     assert figures["sliding_windows"] == [128] * 12
     assert figures["cache_bytes"] == {"1000": 24_576 * 1000 + 3 * 2**20}
     assert figures["stored_bits_per_weight"] > 5
+    assert isinstance(figures["stored_bytes"], int)
+
+
+@pytest.mark.parametrize(
+    ("width", "models"), [(None, [3]), (80, [3]), (25, [3]), (24, [2, 1]), (17, [1, 1, 1]), (1, [1, 1, 1])]
+)
+def test_as_many_models_are_side_by_side_as_there_is_room_for(width, models):
+    columns = [{"": name, "size": "1 GiB"} for name in ("a", "b", "c")]
+    parts = [[line.split() for line in part.splitlines()] for part in tables(columns, width)]
+    assert [len(part[0]) for part in parts] == models
+    assert [name for part in parts for name in part[0]] == ["a", "b", "c"]
+    assert all(part[1] == ["size", *["1", "GiB"] * len(part[0])] for part in parts)
 
 
 def test_a_packed_cache_is_said_to_be_one(macmoe):

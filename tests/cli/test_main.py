@@ -13,7 +13,7 @@ import pytest
 
 from macmoe import __version__
 from macmoe.__main__ import main
-from macmoe.cli import COMMANDS, cli
+from macmoe.cli import COMMANDS, MLX_INCOMPLETE, cli
 from macmoe.cli.options import Finite
 from macmoe.errors import ConfigError
 from tests.conftest import ROOT
@@ -29,15 +29,21 @@ Options:
   -h, --help  Show this message and exit.
 
 Commands:
-  generate  Answer one prompt.
-  chat      Have a conversation.
-  convert   Convert a checkpoint to the macmoe layout.
-  cache     List and remove the models that were converted at first use.
-  inspect   Compare architectures, parameters and memory side by side.
-  score     Measure log-probabilities and perplexity of a text.
-  bench     Measure speed, memory and kernels, also beside mlx-lm.
-  doctor    Describe this machine, and check the kernels on it.
-  lora      Fine-tune with low-rank adapters.
+  generate    Answer one prompt.
+  chat        Have a conversation.
+  convert     Convert a checkpoint to the macmoe layout.
+  cache       List and remove the models that were converted at first use.
+  inspect     Compare architectures, parameters and memory side by side.
+  score       Measure log-probabilities and perplexity of a text.
+  bench       Measure speed, memory and kernels, also beside mlx-lm.
+  doctor      Describe this machine, and check the kernels on it.
+  lora        Fine-tune with low-rank adapters.
+  completion  Print the script that lets a shell complete commands.
+
+  Examples:
+    macmoe chat --model gpt-oss-20b
+    macmoe generate --model qwen3-30b-a3b "Why is the sky blue?"
+    git diff | macmoe generate --model gpt-oss-20b "Review this change."
 """
 
 
@@ -88,6 +94,11 @@ def test_help_of_a_command_starts_with_its_line(macmoe, name):
     ("arguments", "line"),
     [
         (["frobnicate"], "Error: No such command 'frobnicate'."),
+        (["generat"], "Error: No such command 'generat'. Did you mean 'generate'?"),
+        (["comp"], "Error: No such command 'comp'. Did you mean 'completion'?"),
+        (["run"], "Error: No such command 'run'. Did you mean 'chat'?"),
+        (["lora", "trian"], "Error: No such command 'trian'. Did you mean 'train'?"),
+        (["cache", "lst"], "Error: No such command 'lst'. Did you mean 'list'?"),
         (["inspect"], "Error: Missing argument 'MODEL...'."),
         (
             ["inspect", "qwen3-8b", "--contxt", "1"],
@@ -136,6 +147,10 @@ def test_numbers_are_finite(name):
         (ConfigError("two\nlines"), "error: two lines\n"),
         (PermissionError(13, "Permission denied", "/x"), "error: /x: Permission denied\n"),
         (OSError("disk on fire"), "error: input or output: disk on fire\n"),
+        (
+            ImportError("libmlx.so: cannot open shared object file: No such file or directory"),
+            f"error: {MLX_INCOMPLETE}\n",
+        ),
         (KeyError("q"), "error: unexpected KeyError: 'q' (a bug; `macmoe --debug ...` shows where)\n"),
     ],
 )

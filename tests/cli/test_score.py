@@ -44,7 +44,11 @@ def test_token_ids_in_a_file_score_as_their_text(macmoe, tokens, tmp_path, form)
 
 
 def test_text_comes_from_standard_input(macmoe):
-    assert macmoe("score", "tiny:qwen3", "-", stdin=TEXT).stdout == macmoe("score", "tiny:qwen3", TEXT).stdout
+    first, second = "What is 17 + 25?", "The answer is 42."
+    expected = macmoe("score", "tiny:qwen3", f"{first}\n\n{second}").stdout
+    assert macmoe("score", "tiny:qwen3", first, stdin=second).stdout == expected
+    for arguments in (["-"], []):
+        assert macmoe("score", "tiny:qwen3", *arguments, stdin=f"{first}\n\n{second}").stdout == expected
 
 
 def test_a_model_agrees_with_itself(macmoe):

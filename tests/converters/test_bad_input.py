@@ -97,7 +97,7 @@ CASES = {
     "another quantizer": (
         QWEN3 | {"quantization_config": {"quant_method": "awq"}},
         fp8,
-        "'awq' cannot be converted",
+        "quantized with AWQ",
     ),
     "blocks without scales": (
         OSS,

@@ -19,7 +19,7 @@ from macmoe_converters import RECIPES, open_conversion
 from macmoe_converters.verify import bound, claims, verify
 from tests.conftest import ROOT
 from tests.converters import layouts
-from tests.converters.samples import CONFIGS, draw, write_folder
+from tests.converters.samples import CONFIGS, draw, u8, write_folder
 from tests.converters.test_recipes import wide_folder
 
 HUB = ROOT / "tests" / "assets" / "hub"
@@ -75,6 +75,31 @@ def as_f32(stored):
         return stored
     wide = (stored.array.astype(np.uint32) << 16).view(np.float32)
     return type(stored)(dtype="F32", array=wide)
+
+
+@pytest.mark.parametrize("to", ["macmoe", "hub", "mlx-lm"])
+@pytest.mark.parametrize("family", ["qwen3", "gpt_oss", "deepseek_v3"])
+def test_every_tensor_of_a_source_is_counted_once(tmp_path, family, to):
+    config = CONFIGS[family] | {"tie_word_embeddings": family == "qwen3"}
+    stored = (layouts.mxfp4 if family == "gpt_oss" else layouts.hub)(draw(config), config)
+    stored["model.layers.0.self_attn.rotary_emb.inv_freq"] = u8(np.zeros(4, np.uint8))
+    if family == "qwen3":
+        stored["lm_head.weight"] = stored["model.embed_tokens.weight"]
+    conversion = open_conversion(write_folder(tmp_path / "model", config, stored))
+    conversion.write(tmp_path / "out", to=to)
+    account = verify(conversion, tmp_path / "out", to=to).account
+    listed = [*account.equal, *account.within, *account.copies, *account.left_out]
+    assert sorted(listed) == sorted(stored)
+    assert account.total == len(stored)
+    assert account.left_out.pop("model.layers.0.self_attn.rotary_emb.inv_freq") == (
+        "rotary tables are computed from config.json"
+    )
+    copied = {"qwen3": ["lm_head.weight"], "gpt_oss": []}.get(family) or [
+        f"model.layers.2.{name}.weight" for name in ("embed_tokens", "shared_head.head") if family[0] == "d"
+    ]
+    assert sorted(account.copies) == copied
+    prediction = {name for name in stored if name.startswith("model.layers.2.")} - set(copied)
+    assert account.left_out.keys() == (prediction if to == "mlx-lm" else set())
 
 
 LAYOUTS = [("hub", "keep"), ("mlx-lm", "keep"), ("mlx-lm", "4bit"), ("mlx-lm", "nvfp4")]

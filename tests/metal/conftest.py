@@ -21,14 +21,20 @@ def few_parts(monkeypatch):
 
 @pytest.fixture
 def emulate(monkeypatch):
-    """Launch kernels in the emulator; called with an order of threads, and what changes the texts."""
+    """Launch kernels in the emulator; called with an order of threads, what changes the texts, and a list.
+
+    What each launch writes is appended to the list.
+    """
     if reason := emulator.missing():
         pytest.skip(reason)
 
-    def use(order="forward", change=lambda launch: launch):
+    def use(order="forward", change=lambda launch: launch, kept=None):
+        def launcher(launch):
+            run = emulator.emulated(change(launch), order)
+            return run if kept is None else lambda **arguments: kept.append(run(**arguments)) or kept[-1]
+
         source._compiled.cache_clear()
-        launcher = {"emulator": lambda launch: emulator.emulated(change(launch), order)}
-        monkeypatch.setattr(source, "LAUNCHERS", launcher)
+        monkeypatch.setattr(source, "LAUNCHERS", {"emulator": launcher})
         monkeypatch.setattr(source, "backend", lambda: "emulator")
 
     yield use

@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 
 import macmoe
-from macmoe.decoding import choice, comparisons, launches
+from macmoe.decoding import choice, comparisons, examination, launches
 from macmoe.decoding.comparisons import in_float32, mixtures
 from macmoe.decoding.examination import Check, Verdict, examine, with_past
 from macmoe.decoding.launches import check_kernels
@@ -20,7 +20,16 @@ from tests.metal.test_faults import planted
 from tests.metal.text import KernelError
 
 PROMPT = "What is 347 + 586?"
-TOKENS = 12
+TOKENS = 6
+
+
+@pytest.fixture(autouse=True)
+def short_check(request, monkeypatch):
+    """Let the self-check compare and time few tokens, and no long cache unless a test is about it."""
+    for module in (comparisons, examination):
+        monkeypatch.setattr(module, "TOKENS", 2)
+    if "long_cache" not in request.keywords:
+        monkeypatch.setattr(comparisons, "LONG", 600)
 
 
 def verdict_of(error, *, seconds, rows=1, failure=""):
@@ -67,6 +76,15 @@ def test_greedy_tokens_are_those_of_the_modules(session_with_step, monkeypatch, 
     session.model.translation = choice.Translation(choice.arrays_of(session.model), step, {bits: RIGHT})
     assert greedy(session, TOKENS, bits) == plain
     assert len(launched) == TOKENS - 1
+
+
+@pytest.mark.long_cache
+@pytest.mark.long
+@pytest.mark.parametrize("bits", [None, 8])
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_self_check_accepts_right_kernels_after_a_long_cache(session_with_step, name, bits):
+    session, step = session_with_step(name)
+    assert not examine(session.model, step, bits).wrong
 
 
 @pytest.mark.parametrize("bits", [None, 8])
@@ -268,6 +286,7 @@ def test_self_check_sees_how_a_cache_is_read(session_with_step):
     }
 
 
+@pytest.mark.long_cache
 def test_an_error_that_only_a_long_cache_shows_is_found(emulate, session_with_step):
     session, step = session_with_step("tiny:deepseek-v3")
     emulate(change=planted("place < end; place +=", "place < end && place < 8192; place +="))

@@ -1,4 +1,7 @@
-"""The references by which kernels are checked on a user's machine: they agree with right kernels only."""
+"""The references by which kernels are checked on a user's machine see mistakes.
+
+That they agree with every right kernel is seen in test_kernels.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,10 @@ import pytest
 from macmoe.decoding.launches import errors_of
 from macmoe.decoding.references import REFERENCES, pairs
 from macmoe.kernels import routing, source
-from tests.kernels.shapes import route_cases, small_cases
+from tests.kernels.shapes import small_cases
 from tests.metal.test_faults import FAULTS, planted
 
-IN_16_BITS, IN_32_BITS = small_cases(mx.bfloat16), small_cases(mx.float32)
-CASES = {
-    **{f"bfloat16 {name}": case for name, case in IN_16_BITS.items() if "32 tokens" not in name},
-    **{f"float32 {name}": case for name, case in IN_32_BITS.items() if "experts" not in name},
-    **route_cases(),
-}
+CASES = small_cases(mx.float32)
 WRONG = (
     "one row too many",
     "one key too many",
@@ -35,20 +33,16 @@ def failures(case):
     with source.recorded() as calls:
         case()
     assert calls
-    return [(error, bound) for call in calls for error, bound in errors_of(call) if not error <= bound]
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_a_reference_agrees_with_every_launch_of_a_case(emulate, name):
-    emulate()
-    assert failures(CASES[name]) == []
+    return [
+        (error, bound) for call in calls for error, bound in errors_of(call, call()) if not error <= bound
+    ]
 
 
 @pytest.mark.parametrize("fault", WRONG)
 def test_a_planted_mistake_is_seen(emulate, fault):
     name, find, replacement = FAULTS[fault]
     emulate(change=planted(find, replacement))
-    assert failures(IN_32_BITS[name])
+    assert failures(CASES[name])
 
 
 @pytest.mark.parametrize("kind", range(3))

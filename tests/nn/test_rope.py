@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from macmoe.config import ConfigReader, read_rope
+from macmoe.errors import ConfigError
 from macmoe.nn.rope import Rope, attention_factor, frequencies, mscale
 
 YARN = {
@@ -57,6 +58,22 @@ def test_yarn_against_transformers(head_dim, theta, scaling):
     config = rope_config(theta, {"rope_type": "yarn", **scaling})
     np.testing.assert_allclose(frequencies(head_dim, config), inv_freq.double().numpy(), rtol=3e-7)
     assert attention_factor(config.yarn) == pytest.approx(factor, rel=1e-9)
+
+
+def test_attn_factor_multiplies_the_factor_of_yarn():
+    """DeepSeek-R1-0528-Qwen3-8B undoes it so; transformers, which has no such key, is told the product."""
+    head_dim, theta, scaling = YARN["qwen3"]
+    part = 0.8782488562869419
+    yarn = rope_config(theta, {"rope_type": "yarn", **scaling, "attn_factor": part}).yarn
+    assert attention_factor(yarn) == pytest.approx(1.0, abs=1e-12)
+    assert attention_factor(yarn) == pytest.approx(part * mscale(yarn.factor), abs=1e-12)
+    whole = rope_config(theta, {"rope_type": "yarn", **scaling, "attention_factor": 1.0})
+    np.testing.assert_array_equal(
+        frequencies(head_dim, whole),
+        frequencies(head_dim, rope_config(theta, {"rope_type": "yarn", **scaling, "attn_factor": part})),
+    )
+    with pytest.raises(ConfigError, match="keep one"):
+        rope_config(theta, {"rope_type": "yarn", **scaling, "attn_factor": part, "attention_factor": 1.0})
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from macmoe.chat import Message
+from macmoe.chat import Message, ToolCall
 from macmoe.errors import DatasetError
 from macmoe.tuning.data import find_files, hold_out, read_dataset
 from macmoe.tuning.records import Record, read_record, to_row
@@ -29,6 +29,23 @@ SPELLINGS = {
             {"role": "system", "content": "Be brief."},
             {"role": "user", "content": [{"type": "text", "text": "Wh"}, {"type": "text", "text": "y?"}]},
             {"role": "assistant", "content": "So.", "reasoning_content": "Because.", "weight": 1},
+        ]
+    },
+    "openai with every key": {
+        "messages": [
+            {"role": "system", "content": "Be brief.", "name": None},
+            {"role": "user", "content": "Why?", "id": "m1"},
+            {
+                "role": "assistant",
+                "content": "So.",
+                "reasoning": "Because.",
+                "reasoning_content": "Because.",
+                "refusal": None,
+                "annotations": [],
+                "audio": {},
+                "function_call": "",
+                "tool_calls": [],
+            },
         ]
     },
     "sharegpt": {
@@ -98,6 +115,22 @@ def test_train_flags_and_weights_choose_what_is_learned():
         {"from": "gpt", "value": "A", "loss": True},
     ]
     assert read_record({"messages": turns}, SOMEWHERE)[0].weights == (0.0, 0.0, 0.25, 1.0)
+
+
+@pytest.mark.parametrize(
+    "value", ['{"name": "f", "arguments": {"a": 1}}', [{"name": "f", "input": {"a": 1}}]]
+)
+def test_calls_may_be_a_role_of_their_own(value):
+    turns = [{"from": "human", "value": "Q"}, {"from": "function_call", "value": value}]
+    turns.append({"from": "observation", "value": "3"})
+    found, _ = read_record({"conversations": turns}, SOMEWHERE)
+    assert found.messages[1] == Message("assistant", "", tool_calls=(ToolCall("f", {"a": 1}),))
+    assert found.weights == (0.0, 1.0, 0.0)
+
+
+def test_what_no_model_reads_of_a_message_is_counted():
+    turns = [{"role": "user", "content": "Q", "timestamp": 7}, {"role": "assistant", "content": "A"}]
+    assert read_record({"messages": turns}, SOMEWHERE)[1] == ["messages.timestamp"]
 
 
 def test_columns_without_a_meaning_are_counted(tmp_path):
