@@ -94,10 +94,11 @@ def command(
     hide_thinking: bool,
     no_stats: bool,
 ) -> None:
-    """Have a conversation; MESSAGE is the first question.
+    """Have a conversation.
 
-    On a terminal, /help says what there is. From a pipe or a file each line is a message or a command, and
-    only answers go to stdout. Tools run when you agree; without a terminal to ask on, only with --yes.
+    MESSAGE is the first question. On a terminal, /help lists the commands. From a pipe or a file each line is
+    a message or a command, and only answers go to stdout. Tools run when you agree; without a terminal to ask
+    on, only with --yes.
     """
     tools = [tool for path in tool_files for tool in load_tools(path)]
     named = names_of(adapters)

@@ -226,7 +226,8 @@ def _help(_: Dialogue, __: str) -> None:
     width = max(len(usage) for usage, _ in rows)
     for usage, text in rows:
         note(f"{usage:{width}}  {text}")
-    note(HINTS)
+    for hint in HINTS:
+        note(hint)
 
 
 def _quit(_: Dialogue, __: str) -> None:
@@ -236,7 +237,7 @@ def _quit(_: Dialogue, __: str) -> None:
 COMMANDS = {
     "/clear": Command(_clear, "", "begin a new conversation (also /new)"),
     "/model": Command(_model, "[NAME]", "go on with another model"),
-    "/set": Command(_set, "[NAME VALUE]", "temperature, top_p, max_tokens and other settings"),
+    "/set": Command(_set, "[NAME VALUE]", "temperature, max_tokens and other settings"),
     "/thinking": Command(_thinking, "[off|on|low|medium|high]", "how much to think"),
     "/budget": Command(_budget, "[N]", "close the thinking after N tokens"),
     "/system": Command(_system, "[TEXT]", "the system message"),
@@ -253,6 +254,7 @@ COMMANDS = {
 }
 ALIASES = {"/new": "/clear", "/exit": "/quit", "/bye": "/quit"}
 HINTS = (
-    f"A setting without a value is shown; `{UNSET}` takes it back. A line that ends in \\ goes on; "
-    '""" begins and ends a message of many lines. Ctrl-C stops an answer.'
+    f"A setting without a value is shown; `{UNSET}` takes it back.",
+    'A line that ends in \\ goes on; """ begins and ends a message of many lines.',
+    "Ctrl-C stops an answer; pressed again, it leaves.",
 )
