@@ -57,9 +57,9 @@ def run_command(dialogue: Dialogue, line: str) -> None:
 @functools.cache
 def _options() -> dict[str, click.Parameter]:
     """Return what the command line reads the settings with, by name."""
-    known = {field.name for field in fields(Settings)}
     parameters = click.command()(answer_options(lambda **_: None)).params
-    return {parameter.name: parameter for parameter in parameters if parameter.name in known}
+    named = {parameter.name: parameter for parameter in parameters}
+    return {field.name: named[field.name] for field in fields(Settings)}
 
 
 def _assign(dialogue: Dialogue, name: str, text: str) -> None:
