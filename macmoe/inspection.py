@@ -274,8 +274,7 @@ def find_config(name: str, *, allow_unknown_keys: bool = False) -> tuple[dict[st
             f"{name}: not a folder and not a known model{nearest(name.lower(), packaged_configs())}"
         )
     folder = find_model(name, files=("config.json",))
-    file = str(folder / "config.json")
-    config = known_config(load_config(folder), file, allow_unknown_keys=allow_unknown_keys)
+    config = known_config(load_config(folder), name, allow_unknown_keys=allow_unknown_keys)
     if Path(name).is_dir() and any(folder.glob("*.safetensors")):
         return config, sum(path.stat().st_size for path in Shards(folder).files.values())
     return config, sum(path.stat().st_size for path in folder.glob("*.safetensors")) or None
