@@ -205,6 +205,18 @@ class ConfigReader:
         for key, (value, why) in table.items():
             self.expect(key, value, why)
 
+    def expect_layers(self, key: str, count: int, kind: Callable[[int], str], why: str) -> None:
+        """Insist that a list of the layers' kinds is absent or says of each what the model has."""
+        self._known.add(key)
+        said = self.data.get(key)
+        if said is None:
+            return
+        right = isinstance(said, list) and len(said) == count
+        if not right or any(each != kind(layer) for layer, each in enumerate(said)):
+            raise ConfigError(
+                f"{self.file}: key '{key}' does not fit the {count:,} layers of the model: {why}"
+            )
+
     def ignore(self, reasons: Mapping[str, str]) -> None:
         """Accept these keys without using them; each has its reason."""
         self._known.update(reasons)

@@ -99,12 +99,12 @@ class Source:
         tensors = self._shards.tensors
         self.layout = layout_of(self.folder, config, tensors)
         file = str(self.folder / "config.json")
-        check_counts(config, len(tensors), self.folder)
         if self.layout == "original":
             config = hub_config(
                 permitted(config, file, hub_config, allow_unknown_keys=allow_unknown_keys), file
             )
         self.config = known_config(config, file, allow_unknown_keys=allow_unknown_keys)
+        check_counts(self.config, len(tensors), self.folder)
         self.files = self._shards.files
         # OpenAI's repository has the original weights in a folder of their own, below the tokenizer.
         self.companions = (self.folder, self.folder.parent) if self.layout == "original" else (self.folder,)
