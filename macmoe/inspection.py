@@ -290,8 +290,7 @@ def find_config(name: str, *, allow_unknown_keys: bool = False) -> tuple[dict[st
     if not (local or ":" in name or "/" in name):
         raise ConfigError(f"{name}: not a folder and not a known model{suggestion(name)}")
     folder = find_model(name, files=(CONFIG,))
-    file = str(folder / CONFIG)
-    config = known_config(load_config(folder), file, allow_unknown_keys=allow_unknown_keys)
+    config = known_config(load_config(folder), name, allow_unknown_keys=allow_unknown_keys)
     if local and any(folder.glob("*.safetensors")):
         return config, sum(path.stat().st_size for path in Shards(folder).files.values())
     return config, sum(path.stat().st_size for path in folder.glob("*.safetensors")) or None
