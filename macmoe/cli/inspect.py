@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from macmoe.cli.model import complete
 from macmoe.cli.options import cache_bits_option
 from macmoe.cli.terminal import is_terminal, size, table
 from macmoe.inspection import Architecture, describe, find_config
@@ -21,7 +22,7 @@ TOO_LONG = "too long"  # a context that the positions do not reach
 
 
 @click.command()
-@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True, shell_complete=complete)
 @click.option(
     "--context",
     "contexts",
