@@ -14,8 +14,8 @@ from macmoe.cli.options import Finite
 from macmoe.cli.paths import UserPath
 from macmoe.cli.terminal import note, read_text, table
 from macmoe.cli.unknown_keys import allow_unknown_keys_option, unknown_keys_allowed
+from macmoe.loading import open_weights
 from macmoe.opening import Wish, prepare
-from macmoe.session import open_weights
 from macmoe.tuning.fuse import Precision, check_free, fuse, record, stored_types, write_fused
 
 TEXT = "The quick brown fox jumps over the lazy dog. What is 17 + 25? Think, then answer in one sentence."
