@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write the README's table of models, recipes and Macs, computed from configurations as `macmoe inspect` does.
+"""Write the README's table of models, recipes and Macs, computed as `macmoe inspect` computes sizes.
 
 `make docs` runs it; a test fails while the table is not what it would write.
 """
@@ -29,8 +29,8 @@ GPU_BITS = 16  # of a weight that is not packed
 
 
 def usable(gigabytes: int) -> float:
-    """Return the bytes that macmoe uses of a Mac: of what macOS lets a GPU have, unless it is told otherwise."""
-    share = 2 / 3 if gigabytes <= 36 else 3 / 4  # noqa: PLR2004 - GB
+    """Return the bytes that macmoe uses of a Mac: a share of what macOS lets a GPU have by default."""
+    share = 2 / 3 if gigabytes <= 36 else 3 / 4
     return gigabytes * 2**30 * share * USABLE
 
 

@@ -62,24 +62,24 @@ TOO_LONG = "/undo takes back the last question and its answer, /clear begins a n
     "tool_files",
     multiple=True,
     type=UserPath(dir_okay=False),
-    help="A Python file that is run, and whose functions the model may call; may be repeated.",
+    help="Python file whose functions the model may call; the file is run; repeatable.",
 )
 @click.option(
     "--adapter",
     "adapters",
     multiple=True,
     type=UserPath(),
-    help="Answer with this adapter; may be repeated, /adapter chooses by the folder's name.",
+    help="LoRA adapter to apply; repeatable, /adapter switches between them by folder name.",
 )
 @click.option(
     "--load",
     "load_file",
     type=UserPath(dir_okay=False),
-    help="Go on with a saved conversation, or a JSON list of messages.",
+    help="Continue a saved conversation, or a JSON list of messages.",
 )
-@click.option("--yes", is_flag=True, help="Run what the model calls without asking.")
+@click.option("--yes", is_flag=True, help="Run tool calls without asking.")
 @click.option("--hide-thinking", is_flag=True, help="Do not show the thinking.")
-@click.option("--no-stats", is_flag=True, help="Do not show what an answer took.")
+@click.option("--no-stats", is_flag=True, help="Do not show statistics after an answer.")
 def command(
     *,
     message: str | None,

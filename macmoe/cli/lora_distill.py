@@ -37,7 +37,7 @@ SAMPLING = ("temperature", "top_p", "top_k", "seed")
     "--out",
     required=True,
     type=UserPath(dir_okay=False),
-    help="JSON lines; a run that was stopped is continued.",
+    help="JSON lines file to write; a stopped run continues.",
 )
 @click.option(
     "--verify",
