@@ -50,12 +50,12 @@ TOO_LONG = "/undo takes back the last question and its answer, /clear begins a n
 
 
 @click.command()
-@allow_unknown_keys_option
 @click.argument("message", required=False)
 @answer_options
 @opening_options
 @cache_option
 @cache_bits_option
+@allow_unknown_keys_option
 @no_kernels_option
 @click.option(
     "--tool",
