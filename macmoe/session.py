@@ -245,9 +245,8 @@ class Session:
             tools: What the model may call: functions, tools, or declarations. Calls are events; none is run.
             thinking: "off", "on", "low", "medium", "high"; None leaves it to the model.
             thinking_budget: Close the thinking after this many tokens; None: as `thinking` says.
-            max_tokens: At most this many tokens, thinking included; None: what the context has room for.
-                Unless both this and `thinking_budget` are given, thinking is closed early enough to leave a
-                quarter of them, or 4,096, to the answer.
+            max_tokens: At most this many tokens, thinking included; None: what the context has room for, of
+                which thinking leaves a quarter, or 4,096, to the answer.
             max_answer_tokens: At most this many tokens of answer; None: as many as `max_tokens` allows.
             temperature: As the other sampling options, see SamplingOptions; None: generation_config.json.
             top_p: See SamplingOptions.
@@ -272,7 +271,7 @@ class Session:
             tokens=max_tokens,
             answer=max_answer_tokens,
             thinking=chat.budget(thinking) if thinking_budget is None else thinking_budget,
-            reserve=max_tokens is None or thinking_budget is None,
+            reserve=max_tokens is None,
             stop_ids=chat.stop_ids(self.tokenizer) | self.defaults.stop_ids,
             stop=stop_texts(stop) + self.defaults.stop,
         )
