@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from macmoe.cli.loading import open_session, opening_options
+from macmoe.cli.lora_columns import columns_option
 from macmoe.cli.model import model_option
 from macmoe.cli.options import THINKING, Finite, adapter_option
 from macmoe.cli.paths import UserPath
@@ -64,6 +65,7 @@ SAMPLING = ("temperature", "top_p", "top_k", "seed")
     "--block", type=click.IntRange(1), default=16, show_default=True, help="Questions asked at once."
 )
 @click.option("--seed", type=int, default=0, show_default=True)
+@columns_option
 @click.option("--skip-bad", is_flag=True, help="Leave bad rows out and count them.")
 @click.option("--json", "as_json", is_flag=True, help="Print the statistics as JSON.")
 def command(
@@ -74,6 +76,7 @@ def command(
     out: Path,
     verifier_name: str,
     thinking: str,
+    columns: dict[str, str] | None,
     skip_bad: bool,
     as_json: bool,
     **drawing: Any,
@@ -86,9 +89,11 @@ def command(
     sampling = SamplingOptions(**{name: drawing.pop(name) for name in SAMPLING})
     options = DistillOptions(thinking=cast("Thinking", thinking), sampling=sampling, **drawing)
     verifier = open_verifier(verifier_name)
-    found = read_dataset(questions, skip_bad=skip_bad)
+    found = read_dataset(questions, skip_bad=skip_bad, columns=columns)
     for line in found.rejected:
         note(f"left out: {line}")
+    for line in found.notes():
+        note(line)
     session = open_session(model_name, adapter)
     source = model_name if adapter is None else f"{model_name} with {adapter}"
     with progress_bar("asking") as progress:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from macmoe.cli.loading import open_session, opening_options
+from macmoe.cli.lora_columns import columns_option
 from macmoe.cli.model import model_option
 from macmoe.cli.options import adapter_option
 from macmoe.cli.terminal import note, progress_bar, table
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 @click.option(
     "--batch", type=click.IntRange(1), default=16, show_default=True, help="Questions asked at once."
 )
+@columns_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     *,
@@ -51,6 +53,7 @@ def command(
     verifier_name: str | None,
     max_tokens: int,
     batch: int,
+    columns: dict[str, str] | None,
     as_json: bool,
 ) -> None:
     """Ask a model the QUESTIONS in each mode: how often it keeps the mode, and how often it is right.
@@ -58,7 +61,10 @@ def command(
     QUESTIONS is a data set as for training; --verify compares with the completion, or the last answer.
     """
     verifier = open_verifier(verifier_name) if verifier_name else None
-    records = read_dataset(questions).records
+    found = read_dataset(questions, columns=columns)
+    for line in found.notes():
+        note(line)
+    records = found.records
     session = open_session(model_name, adapter)
     with progress_bar("asking") as progress:
         results = examine(

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import click
 
+from macmoe.cli.lora_columns import HELP, Columns
 from macmoe.cli.model import VARIABLE
 from macmoe.cli.paths import UserPath
 from macmoe.tuning.config import (
@@ -27,6 +28,7 @@ from macmoe.tuning.prepare import DataOptions
 # Section of the settings, name, type, help. None leaves the value to the file, then to the default.
 SETTINGS: tuple[tuple[str, str, Any, str], ...] = (
     ("data", "max_length", int, "The most tokens of a sample, and the places of a row."),
+    ("data", "columns", Columns(), HELP),
     ("data", "skip_bad", bool, "Leave bad rows out and count them."),
     ("data", "thinking_share", float, "Repeat the rarer mode until this share thinks."),
     ("data", "flag_share", float, "Write /think and /no_think into this share (Qwen3)."),
@@ -119,6 +121,6 @@ def run_options(command: Callable[..., None], *, reads_data: bool = True) -> Cal
 def _default_of(options: type[Any], name: str) -> str:
     """Say the default of a setting as click does; nothing where it is off, empty, or follows from others."""
     default = next(field.default for field in dataclasses.fields(options) if field.name == name)
-    if default is None or default is False or default == ():
+    if default in (None, False, (), dataclasses.MISSING):
         return ""
     return f"  [default: {','.join(default) if isinstance(default, tuple) else default}]"

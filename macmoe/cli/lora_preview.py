@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from macmoe.cli.loading import offline_option
+from macmoe.cli.lora_columns import columns_option
 from macmoe.cli.model import model_option
 from macmoe.cli.terminal import note, printable, table
 from macmoe.tuning.batch import KINDS
@@ -59,6 +60,7 @@ class Preview:
     show_default=True,
     help="Longest sample, in tokens.",
 )
+@columns_option
 @click.option("--skip-bad", is_flag=True, help="Leave bad rows out and count them.")
 @click.option(
     "--empty-thinking",
@@ -76,13 +78,21 @@ class Preview:
 @click.option("--valid-share", type=float, default=0.0, help="Hold this share out for validation.")
 @click.option("--seed", type=int, default=0, help="Seed for samples, repetitions and flags.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(*, data: str, model_name: str, count: int, as_json: bool, **options: Any) -> None:
+def command(
+    *,
+    data: str,
+    model_name: str,
+    count: int,
+    columns: dict[str, str] | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Show what a model would learn from DATA: a file, a folder or a hub id.
 
     Of each sample the prompt (dimmed), the thinking (yellow) and the answer (green) that the model would
     learn; then lengths, modes and everything that is left out. Only the tokenizer is loaded.
     """
-    chosen = DataOptions(data=data, **options)
+    chosen = DataOptions(data=data, columns=columns or {}, **options)
     chat, tokenizer = open_format(model_name)
     previews = [
         Preview(

@@ -35,6 +35,7 @@ from macmoe.config import nearest
 from macmoe.errors import UsageError
 from macmoe.paths import expand_home
 from macmoe.sampling import SEEDS
+from macmoe.tuning.forms import parse_columns
 from macmoe.tuning.prepare import DataOptions
 
 T = TypeVar("T")
@@ -223,9 +224,14 @@ def _load(file: Path) -> dict[str, Any]:
 
 
 def _in_sections(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return settings in which `data`, if it is only a name, is a section."""
+    """Return settings in which `data`, if it is only a name, is a section, and `columns` no text."""
     data = settings.get("data")
-    return {**settings, "data": {"data": data}} if isinstance(data, str) else settings
+    if isinstance(data, str):
+        return {**settings, "data": {"data": data}}
+    columns = data.get("columns") if isinstance(data, Mapping) else None
+    if isinstance(data, Mapping) and isinstance(columns, str):
+        return {**settings, "data": {**data, "columns": parse_columns(columns)}}
+    return settings
 
 
 def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:

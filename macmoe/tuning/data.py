@@ -7,21 +7,24 @@
 | `prompt` | a question without an answer, for `macmoe lora distill` |
 | `text` | a plain text, learned as a whole, without a chat format |
 
-Other spellings of these names (ShareGPT, OpenAI, ...) are listed in macmoe/tuning/spellings.py.
+Other spellings of these names (ShareGPT, OpenAI, Alpaca, ...) are listed in macmoe/tuning/spellings.py; of a
+data set with others, `columns` says which is which.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from macmoe.config import nearest
 from macmoe.downloads import download
 from macmoe.errors import CheckpointError, DatasetError
 from macmoe.location import HUB_ID
 from macmoe.paths import expand_home
+from macmoe.tuning.forms import check_columns
 from macmoe.tuning.records import Record, read_record
 from macmoe.tuning.rows import READERS, Rejections, as_object, read_rows
 
@@ -49,8 +52,21 @@ class Dataset:
     rejected: tuple[str, ...]
     unused: tuple[str, ...]
 
+    def notes(self) -> Iterator[str]:
+        """Yield a line for columns and files that are passed over."""
+        if self.ignored:
+            names, counts = (
+                ", ".join(map(str, part)) for part in (map(repr, self.ignored), self.ignored.values())
+            )
+            are = "column {} is" if len(self.ignored) == 1 else "columns {} are"
+            yield f"{are.format(names)} not used ({counts} rows)"
+        for file in self.unused:
+            yield f"{file} is not used: its name begins with no split"
 
-def read_dataset(name: str, split: str = "train", *, skip_bad: bool = False) -> Dataset:
+
+def read_dataset(
+    name: str, split: str = "train", *, skip_bad: bool = False, columns: Mapping[str, str] | None = None
+) -> Dataset:
     """Read one split of a data set.
 
     Args:
@@ -58,21 +74,28 @@ def read_dataset(name: str, split: str = "train", *, skip_bad: bool = False) -> 
             or a hub id such as "owner/name". A single file is the split train.
         split: "train", "valid" or "test".
         skip_bad: Leave bad rows out and list them, instead of failing at the first.
+        columns: Which columns are which fields ({"instruction": "prompt"}), where their names do not say it.
 
     Raises:
-        DatasetError: There is no such data set or split, it is empty, or a row is bad.
+        DatasetError: There is no such data set, split or column, it is empty, or a row is bad.
+        UsageError: `columns` makes no sense.
     """
+    check_columns(columns or {})
     splits = find_files(name)
     files = splits.get(split)
     if not files:
         raise DatasetError(f"{name}: has no split {split!r}; name a file {split}.jsonl")
     rejections, ignored, records = Rejections(skip=skip_bad), Counter[str](), []
+    known: dict[str, None] = {}  # columns, in order
     for path in files:
         for place, row in read_rows(path):
             with rejections.at(place):
-                record, columns = read_record(as_object(row), place)
+                data = as_object(row)
+                known.update(dict.fromkeys(data))
+                record, unused = read_record(data, place, columns)
                 records.append(record)
-                ignored.update(columns)
+                ignored.update(unused)
+    _check_known(name, columns or {}, known)
     if not records:
         left_out = f", only {len(rejections.reasons)} bad ones" if rejections.reasons else ""
         raise DatasetError(f"{name}: has no rows{left_out}; there is nothing to learn from")
@@ -82,6 +105,16 @@ def read_dataset(name: str, split: str = "train", *, skip_bad: bool = False) -> 
         rejected=tuple(rejections.reasons),
         unused=tuple(map(str, splits.get("", ()))),
     )
+
+
+def _check_known(name: str, columns: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse a column that no row has: most likely its name is wrong, and what is meant would be left out."""
+    missing = [column for column in columns if column not in known]
+    if missing and known:
+        raise DatasetError(
+            f"{name}: no row has the column {missing[0]!r}; there are {', '.join(known)}"
+            f"{nearest(missing[0], list(known))}"
+        )
 
 
 def find_files(name: str) -> dict[str, list[Path]]:
@@ -96,10 +129,10 @@ def find_files(name: str) -> dict[str, list[Path]]:
     if path.is_file():
         return {"train": [path]}
     if not path.is_dir():
-        if path.exists() or path.suffix in READERS or not HUB_ID.fullmatch(name):
+        if path.exists() or _is_data(path) or not HUB_ID.fullmatch(name):
             raise DatasetError(f"{name}: no such file or folder, and not a hub id of the form owner/name")
         path = _download(name)
-    files = sorted(file for file in path.rglob("*") if file.suffix in READERS and _is_visible(file, path))
+    files = sorted(file for file in path.rglob("*") if _is_data(file) and _is_visible(file, path))
     if not files:
         raise DatasetError(f"{name}: holds no files that end in {', '.join(READERS)}")
     splits: dict[str, list[Path]] = {}
@@ -131,6 +164,10 @@ def _split_of(file: Path, folder: Path) -> str:
     names = [part.lower() for part in reversed(file.relative_to(folder).parts)]
     words = [name.replace(".", "-").replace("_", "-").split("-")[0] for name in names]
     return next((split for word in words for split, spelled in SPLITS.items() if word in spelled), "")
+
+
+def _is_data(file: Path) -> bool:
+    return file.suffix.lower() in READERS
 
 
 def _is_visible(file: Path, folder: Path) -> bool:

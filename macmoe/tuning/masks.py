@@ -123,7 +123,8 @@ class Teacher:
     def _answer(self, record: Record, index: int | None) -> list[Lesson]:
         """Return the lesson of one answer, without the oldest turns if need be; none where it cannot fit."""
         if index is None:
-            raise DatasetError("nothing in it is to be learned: it has no answer with a weight")
+            reason = record.instead or "it has no answer with a weight"
+            raise DatasetError(f"nothing in it is to be learned: {reason}")
         answer = record.messages[index]
         for dropped, history in _shortened(record.messages[:index]):
             mode = self._mode(record.thinking, history, answer)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from macmoe.chat import ChatFormat, format_for
 from macmoe.chat.gpt_oss import HarmonyFormat
@@ -16,6 +17,7 @@ from macmoe.tokenizer import Tokenizer
 from macmoe.tuning.data import Dataset, find_files, hold_out, read_dataset
 from macmoe.tuning.figures import Figures, describe
 from macmoe.tuning.flags import check_reads_flags
+from macmoe.tuning.forms import check_columns
 from macmoe.tuning.fusion import add_flags, mix
 from macmoe.tuning.masks import EmptyThinking, Lessons, Teacher
 from macmoe.tuning.records import Record
@@ -31,6 +33,7 @@ class DataOptions:
         data: A file, a folder or a hub id.
         max_length: The most tokens of a sample. Longer ones lose their oldest turns; those whose question and
             answer alone are longer are left out and counted.
+        columns: Which columns are which fields of a row, where their names do not say it.
         skip_bad: Leave bad rows out and count them, instead of failing at the first.
         empty_thinking: "refuse" or "train": an answer without reasoning in a mode that thinks.
         thinking_share: Repeat records of the rarer mode until this share thinks; None leaves the mix.
@@ -41,6 +44,7 @@ class DataOptions:
     """
 
     data: str
+    columns: dict[str, str] = field(default_factory=dict)
     max_length: int = 2048
     skip_bad: bool = False
     empty_thinking: EmptyThinking = "refuse"
@@ -52,6 +56,7 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         """Refuse values without sense."""
+        check_columns(self.columns)
         if self.max_length < 2:
             raise UsageError(f"max_length is {self.max_length}; a sample needs two tokens or more")
         for name in ("flag_share", "valid_share"):
@@ -92,10 +97,7 @@ class Prepared:
             yield f"{figures.too_long} answers left out, because their end would not fit, the first: {first}"
         if figures.shortened:
             yield f"{figures.shortened} samples without their oldest turns, which would not fit"
-        for column, rows in self.source.ignored.items():
-            yield f"column {column!r} is not used ({rows} rows)"
-        for file in self.source.unused:
-            yield f"{file} is not used: its name begins with no split"
+        yield from self.source.notes()
 
 
 def open_format(model: str) -> tuple[ChatFormat, Tokenizer]:
@@ -138,9 +140,10 @@ def prepare(options: DataOptions, chat: ChatFormat, tokenizer: Tokenizer) -> dic
 
 def _read(options: DataOptions) -> dict[str, tuple[Dataset, Sequence[Record]]]:
     """Return the data set and the records of each split."""
-    train = read_dataset(options.data, skip_bad=options.skip_bad)
+    read = functools.partial(read_dataset, options.data, skip_bad=options.skip_bad, columns=options.columns)
+    train = read()
     if "valid" in find_files(options.data):
-        valid = read_dataset(options.data, "valid", skip_bad=options.skip_bad)
+        valid = read("valid")
         return {"train": (train, train.records), "valid": (valid, valid.records)}
     if not options.valid_share:
         return {"train": (train, train.records)}

@@ -1,8 +1,9 @@
-"""Rows of data files as they stand: JSON lines, JSON lists and Parquet, each with its place."""
+"""Rows of data files as they stand: JSON in any layout, and Parquet, each with its place."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -11,11 +12,12 @@ from typing import Any
 
 from macmoe.errors import DatasetError, MacmoeError
 from macmoe.files import refuse_pointer
+from macmoe.tuning.layouts import rows_in
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a row comes from; `line` counts from 1, and counts records in a JSON list or a Parquet file."""
+    """Where a row comes from; `line` counts from 1, and counts rows where these are no lines of their own."""
 
     file: str
     line: int
@@ -59,11 +61,12 @@ def read_rows(path: Path) -> Iterator[tuple[Place, Any]]:
     Raises:
         DatasetError: The file is of an unknown kind, a pointer of Git LFS, or cannot be read.
     """
-    if path.suffix not in READERS:
+    suffix = path.suffix.lower()
+    if suffix not in READERS:
         raise DatasetError(f"{path}: not a file of training data, which end in {', '.join(READERS)}")
     refuse_pointer(path, DatasetError)
     try:
-        for line, row in READERS[path.suffix](path):
+        for line, row in READERS[suffix](path):
             yield Place(str(path), line), row
     except OSError as error:
         raise DatasetError(f"{path}: {error.strerror or error}") from error
@@ -77,24 +80,30 @@ def as_object(row: Any) -> dict[str, Any]:
     return value
 
 
-def _read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Split JSON lines; blank ones are no rows."""
-    with path.open("rb") as file:
-        yield from ((number, line) for number, line in enumerate(file, start=1) if line.strip())
-
-
 def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
-    """Read a file that is one JSON list, or else JSON lines."""
+    """Read JSON lines as they come; a file that is no such lines is read as a whole."""
     with path.open("rb") as file:
-        is_list = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
-    if not is_list:
-        yield from _read_lines(path)
-        return
+        lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+        start = list(itertools.islice(lines, 2))
+        whole = None if len(start) == 2 and _is_row(start[0][1]) else _read_whole(path)
+        yield from itertools.chain(start, lines) if whole is None else enumerate(whole, start=1)
+
+
+def _read_whole(path: Path) -> list[Any] | None:
+    """Return the rows of a file of another layout; None where lines are the better guess."""
     try:
-        items = _parse(path.read_bytes())
+        return rows_in(path.read_bytes().decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        return None  # the line that is not text is named then
     except DatasetError as error:
         raise DatasetError(f"{path}: {error}") from error
-    yield from enumerate(items, start=1)
+
+
+def _is_row(line: bytes) -> bool:
+    try:
+        return isinstance(_parse(line), dict)
+    except DatasetError:
+        return False
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -118,12 +127,14 @@ def _parse(text: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise DatasetError(f"not UTF-8 ({error.reason} at byte {error.start}); convert it") from None
     except (ValueError, RecursionError) as error:
-        raise DatasetError(f"not valid JSON ({error})") from None
+        found = isinstance(error, json.JSONDecodeError)
+        reason = f"{error.msg} at character {error.pos + 1}" if found else error
+        raise DatasetError(f"not valid JSON ({reason}); a row is one line, a file one list of rows") from None
 
 
 READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
-    ".jsonl": _read_lines,
-    ".ndjson": _read_lines,
+    ".jsonl": _read_json,
+    ".ndjson": _read_json,
     ".json": _read_json,
     ".parquet": _read_parquet,
 }
