@@ -27,8 +27,9 @@ format: test-environment  ## sort imports, apply safe fixes, format
 	@$(BIN)/ruff check --fix-only
 	@$(BIN)/ruff format
 
-docs: test-environment  ## write docs/commands.md and docs/python.md again
+docs: test-environment  ## write docs/commands.md, docs/python.md and the table of Macs again
 	@$(BIN)/python scripts/reference.py
+	@$(BIN)/python scripts/macs.py
 
 bench: test-environment  ## measure start-up against the peer
 	@$(BIN)/python tests/bench/startup.py

@@ -99,6 +99,27 @@ NEUTRAL = {
 IMPLIED = frozenset(name for name, (value, _) in NEUTRAL.items() if value is True)
 # Numbers of which 0 means none.
 COUNTS = re.compile(r"(n|num)_.*|.*_(size|layers|heads|experts|rank|groups?|window|softcap(ping)?|noise|cap)")
+# Other programs' words for the same -> the hub's, so that renaming is right.
+SYNONYMS = {
+    "d_model": "hidden_size",
+    "dim": "hidden_size",
+    "ffn_dim": "intermediate_size",
+    "hidden_dim": "hidden_size",
+    "layer_norm_eps": "rms_norm_eps",
+    "moe_topk": "num_experts_per_tok",
+    "n_embd": "hidden_size",
+    "n_head": "num_attention_heads",
+    "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads",
+    "n_layer": "num_hidden_layers",
+    "n_layers": "num_hidden_layers",
+    "norm_eps": "rms_norm_eps",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "num_layers": "num_hidden_layers",
+    "rope_base": "rope_theta",
+    "rotary_emb_base": "rope_theta",
+}
 
 
 def reason_to_ignore(key: str, value: Any) -> str | None:

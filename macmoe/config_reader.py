@@ -1,5 +1,6 @@
 """The reader of JSON objects that passes over no key: each is taken, expected, ignored, or an error."""
 
+import itertools
 import json
 import logging
 import re
@@ -7,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self, TypeVar, overload
 
-from macmoe.config_keys import is_empty, reason_to_ignore
+from macmoe.config_keys import SYNONYMS, is_empty, reason_to_ignore
 from macmoe.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -26,25 +27,25 @@ def _digits(word: str) -> list[str]:
 
 
 def misspelled(word: str, known: Iterable[str]) -> str:
-    """Return "; did you mean 'x'?" for a known word one slip away, else an empty string.
+    """Return "; did you mean 'x'?" for a known word one slip away or a synonym, else an empty string.
 
     Unlike `nearest` it suggests nothing that only looks alike: `deepseek_v32` is no slip of `deepseek_v3`.
     """
-    slips = re.compile("|".join(_slips(word)))
-    alike = (each for each in sorted(known) if _digits(each) == _digits(word) and each != word)
-    found = next(filter(slips.fullmatch, alike), "")
+    known = set(known)
+    if SYNONYMS.get(word) in known:
+        return f"; did you mean '{SYNONYMS[word]}'?"
+    alike = (each for each in sorted(known) if _digits(each) == _digits(word) and _one_slip(word, each))
+    found = next(alike, "")
     return f"; did you mean '{found}'?" if found else ""
 
 
-def _slips(word: str) -> list[str]:
-    """Return patterns of what is one letter more, less, other, or swapped."""
-    parts = [(re.escape(word[:index]), word[index:]) for index in range(len(word) + 1)]
-    more = [f"{before}.{re.escape(after)}" for before, after in parts]
-    other = [f"{before}.?{re.escape(after[1:])}" for before, after in parts if after]
-    swapped = [
-        before + re.escape(after[1] + after[0] + after[2:]) for before, after in parts if len(after) > 1
-    ]
-    return [*more, *other, *swapped]
+def _one_slip(one: str, other: str) -> bool:
+    """Return whether the words differ by one letter more, less, other, or swapped with its neighbor."""
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+    begin = sum(1 for _ in same)
+    rest, wanted = one[begin:], other[begin:]
+    swapped = rest[:2] == wanted[:2][::-1] and rest[2:] == wanted[2:]
+    return rest != wanted and (swapped or rest[1:] in (wanted, wanted[1:]) or rest == wanted[1:])
 
 
 class UnknownKeysError(ConfigError):
@@ -204,6 +205,18 @@ class ConfigReader:
         for key, (value, why) in table.items():
             self.expect(key, value, why)
 
+    def expect_layers(self, key: str, count: int, kind: Callable[[int], str], why: str) -> None:
+        """Insist that a list of the layers' kinds is absent or says of each what the model has."""
+        self._known.add(key)
+        said = self.data.get(key)
+        if said is None:
+            return
+        right = isinstance(said, list) and len(said) == count
+        if not right or any(each != kind(layer) for layer, each in enumerate(said)):
+            raise ConfigError(
+                f"{self.file}: key '{key}' does not fit the {count:,} layers of the model: {why}"
+            )
+
     def ignore(self, reasons: Mapping[str, str]) -> None:
         """Accept these keys without using them; each has its reason."""
         self._known.update(reasons)
@@ -218,9 +231,10 @@ class ConfigReader:
         for key, value in self.data.items():
             if key in self._known or value is None:
                 continue
-            hint = misspelled(key, self._known)
+            harmless = self._bookkeeping(key, value)
             # `trunkate: false` is a slip, not a switch that these models do not have.
-            if (hint and is_empty(value)) or not self._bookkeeping(key, value):
+            hint = misspelled(key, self._known) if is_empty(value) or not harmless else ""
+            if hint or not harmless:
                 hints[key] = hint
         if not hints:
             return

@@ -60,6 +60,11 @@ FAMILIES = {
     "deepseek_v3": Family(name="deepseek_v3", config=DeepseekV3Config, model=DeepseekV3),
 }
 
+# Other spellings that a family reads -> the hub's, which is what converters and others look for.
+RESPELLED = {
+    "deepseek_v3": {"num_mtp_layers": "num_nextn_predict_layers", "num_shared_experts": "n_shared_experts"},
+}
+
 
 def family_of(config_data: Mapping[str, Any], file: str = "config.json") -> Family:
     """Return the family of a configuration.
@@ -91,5 +96,9 @@ def known_config(
     Raises:
         ConfigError: It does not describe a model of a supported family.
     """
-    check = family_of(config_data, file).read
-    return permitted(config_data, file, check, allow_unknown_keys=allow_unknown_keys)
+    family = family_of(config_data, file)
+    known = permitted(config_data, file, family.read, allow_unknown_keys=allow_unknown_keys)
+    for other, name in RESPELLED.get(family.name, {}).items():
+        if known.get(other) is not None:
+            known[name] = known.pop(other)
+    return known

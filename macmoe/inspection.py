@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -24,6 +23,7 @@ from macmoe.nn.cache import SlidingCache
 from macmoe.nn.filling import after_one_token
 from macmoe.nn.moe import Experts
 from macmoe.nn.quantized import PACKED
+from macmoe.paths import expand_home
 from macmoe.shards import Shards
 
 if TYPE_CHECKING:
@@ -283,15 +283,14 @@ def find_config(name: str, *, allow_unknown_keys: bool = False) -> tuple[dict[st
         MacmoeError: There is no such model, or its configuration cannot be read, or a file of its weights is
             missing or damaged.
     """
-    local = Path(name).expanduser().exists()
+    local = expand_home(name).exists()
     config = None if local else published_config(name)
     if config is not None:
         return config, None
     if not (local or ":" in name or "/" in name):
         raise ConfigError(f"{name}: not a folder and not a known model{suggestion(name)}")
     folder = find_model(name, files=(CONFIG,))
-    file = str(folder / CONFIG)
-    config = known_config(load_config(folder), file, allow_unknown_keys=allow_unknown_keys)
+    config = known_config(load_config(folder), name, allow_unknown_keys=allow_unknown_keys)
     if local and any(folder.glob("*.safetensors")):
         return config, sum(path.stat().st_size for path in Shards(folder).files.values())
     return config, sum(path.stat().st_size for path in folder.glob("*.safetensors")) or None

@@ -14,6 +14,7 @@ from macmoe.errors import CheckpointError
 from macmoe.folders import check_links, model_folder, weights_folder
 from macmoe.hub_cache import complete_snapshot, repo_of
 from macmoe.names import known_names, published
+from macmoe.paths import expand_home
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -68,7 +69,7 @@ def locate(name: str, files: tuple[str, ...] = EVERYTHING) -> Place:
                 f"{name}: no such built-in model (there are {', '.join(BUILT_IN)}){nearest(name, BUILT_IN)}"
             )
         return Place(name=name, folder=ASSETS / BUILT_IN[name], repo=None)
-    path = Path(name).expanduser()
+    path = expand_home(name)
     if path.is_dir() or (path.exists() and published(name) is None):
         folder = model_folder(path) if path.is_dir() else weights_folder(path)
         return Place(name=name, folder=folder, repo=repo_of(folder.absolute()))

@@ -17,9 +17,11 @@ from macmoe.converted import KEEP, Progress, find, ready, source_of, stored_byte
 from macmoe.device import memory_limit, surely_fits
 from macmoe.downloads import Announce, announce_download, download, gib, listing
 from macmoe.errors import CheckpointError, UsageError
+from macmoe.families import known_config
 from macmoe.folders import check_links
 from macmoe.hub_cache import is_offline
 from macmoe.location import BUILT_IN, EVERYTHING, Place, find_model, locate
+from macmoe.paths import expand_home
 from macmoe.shards import Shards
 
 if TYPE_CHECKING:
@@ -69,12 +71,12 @@ def split_recipe(name: str, recipe: str | None = None) -> tuple[str, str]:
     Raises:
         UsageError: There is no such recipe, or the name has another one.
     """
-    if recipe is None and (":" not in name or name in BUILT_IN or Path(name).expanduser().exists()):
+    if recipe is None and (":" not in name or name in BUILT_IN or expand_home(name).exists()):
         return name, KEEP
     from macmoe_converters.recipes import RECIPES  # noqa: PLC0415 - only where packing is asked for
 
     head, _, tail = name.rpartition(":")
-    if head and tail in RECIPES and not Path(name).expanduser().exists():
+    if head and tail in RECIPES and not expand_home(name).exists():
         if recipe not in (None, tail):
             raise UsageError(f"{name}: names the recipe {tail}, and --quantize {recipe}; give one of them")
         return head, tail
@@ -170,7 +172,7 @@ def fetch(repo: str, recipe: str, wish: Wish) -> Path:
             raise CheckpointError(f"{repo}: the hub's repository has no model*.safetensors in its top folder")
         about = ""
         if not (wish.force or surely_fits(weights)):
-            need = _check(repo, _config_of(repo), recipe, weights)
+            need = _check(repo, _known(_config_of(repo), repo, wish), recipe, weights)
             about = f"; about {gib(need.total)} of {gib(memory_limit())} of memory"
         announce_download(repo, found, lambda line: wish.announce(line + about), force=wish.force)
     return download(repo, EVERYTHING)
@@ -189,7 +191,13 @@ def _check_folder(name: str, folder: Path, recipe: str, wish: Wish) -> None:
     except OSError:
         return  # said by whoever opens it
     if not (wish.force or surely_fits(stored, grows=not is_macmoe_folder(folder))):
-        _check(name, load_config(folder), recipe, stored)
+        config = load_config(folder)
+        if "model_type" in config:  # OpenAI's original folders have none
+            _check(name, _known(config, name, wish), recipe, stored)
+
+
+def _known(config: Mapping[str, Any], where: str, wish: Wish) -> Mapping[str, Any]:
+    return known_config(config, where, allow_unknown_keys=wish.allow_unknown_keys)
 
 
 def _check(name: str, config: Mapping[str, Any], recipe: str, stored: int) -> Need:

@@ -15,21 +15,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import mlx.core as mx
-
 from macmoe.answer import Answer, Limits, PlainText, Stats
 from macmoe.chat import format_for
 from macmoe.chat.events import Event
 from macmoe.chat.format import ChatFormat, Thinking
 from macmoe.chat.messages import Message, read_messages
-from macmoe.checkpoint import Checkpoint, WeightSource, is_macmoe_folder, load_weights
 from macmoe.constraint import WordConstraint
 from macmoe.conversation import Conversation, Settings
 from macmoe.converted import KEEP
 from macmoe.defaults import Defaults, recommended
 from macmoe.errors import ChatFormatError, UsageError
-from macmoe.families import Family, Model, family_of
+from macmoe.families import Family, Model
 from macmoe.generate import Progress
+from macmoe.loading import load_model
 from macmoe.opening import Wish, prepare
 from macmoe.paths import expand_home
 from macmoe.prompt_cache import PromptCache
@@ -42,55 +40,6 @@ if TYPE_CHECKING:
     from macmoe.adapters.attach import Adapter
 
 logger = logging.getLogger(__name__)
-
-DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
-
-
-def _dtype(name: str | None) -> mx.Dtype | None:
-    """Return the wanted type; by default the checkpoint's, on a CPU float32 (it sums bfloat16 badly)."""
-    if name is None:
-        return mx.float32 if mx.default_device() == mx.Device(mx.cpu) else None
-    if name not in DTYPES:
-        raise UsageError(f"dtype is {name!r}; it has to be one of {', '.join(DTYPES)}")
-    return DTYPES[name]
-
-
-def open_weights(folder: Path, recipe: str = KEEP, *, allow_unknown_keys: bool = False) -> WeightSource:
-    """Open a model folder in any known layout, as a recipe of `macmoe_converters.RECIPES` packs it."""
-    if is_macmoe_folder(folder) and recipe == KEEP:
-        return Checkpoint(folder, allow_unknown_keys=allow_unknown_keys)
-    from macmoe_converters import open_conversion  # noqa: PLC0415 - not needed for macmoe's own layout
-
-    return open_conversion(folder, recipe=recipe, allow_unknown_keys=allow_unknown_keys)
-
-
-def load_model(
-    folder: Path,
-    dtype: str | None = None,
-    recipe: str = KEEP,
-    progress: Progress | None = None,
-    *,
-    allow_unknown_keys: bool = False,
-) -> tuple[Family, Model]:
-    """Load the weights of a folder; layouts other than macmoe's are converted on the way.
-
-    Args:
-        folder: The folder.
-        dtype: See `load`.
-        recipe: How matrices are packed on the way.
-        progress: Called with the bytes of weights loaded so far and in all.
-        allow_unknown_keys: See `load`.
-
-    Raises:
-        ConfigError: The configuration is invalid or describes an unsupported model.
-        CheckpointError: The weights are missing, damaged, or do not fit the model.
-    """
-    wanted = _dtype(dtype)
-    source = open_weights(folder, recipe, allow_unknown_keys=allow_unknown_keys)
-    family = family_of(source.config, str(folder / "config.json"))
-    model = family.build(source.config, str(folder / "config.json"))
-    load_weights(model, source, dtype=wanted, progress=progress)
-    return family, model
 
 
 def load(
@@ -296,9 +245,8 @@ class Session:
             tools: What the model may call: functions, tools, or declarations. Calls are events; none is run.
             thinking: "off", "on", "low", "medium", "high"; None leaves it to the model.
             thinking_budget: Close the thinking after this many tokens; None: as `thinking` says.
-            max_tokens: At most this many tokens, thinking included; None: what the context has room for.
-                Unless both this and `thinking_budget` are given, thinking is closed early enough to leave a
-                quarter of them, or 4,096, to the answer.
+            max_tokens: At most this many tokens, thinking included; None: what the context has room for, of
+                which thinking leaves a quarter, or 4,096, to the answer.
             max_answer_tokens: At most this many tokens of answer; None: as many as `max_tokens` allows.
             temperature: As the other sampling options, see SamplingOptions; None: generation_config.json.
             top_p: See SamplingOptions.
@@ -323,7 +271,7 @@ class Session:
             tokens=max_tokens,
             answer=max_answer_tokens,
             thinking=chat.budget(thinking) if thinking_budget is None else thinking_budget,
-            reserve=max_tokens is None or thinking_budget is None,
+            reserve=max_tokens is None,
             stop_ids=chat.stop_ids(self.tokenizer) | self.defaults.stop_ids,
             stop=stop_texts(stop) + self.defaults.stop,
         )

@@ -28,7 +28,9 @@ from macmoe.files import refuse_pointer
 logger = logging.getLogger(__name__)
 
 INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"  # goes before an index that does not name it, as in transformers
+SINGLE = (
+    "model.safetensors"  # goes before an index that does not name it, as in transformers, if it holds as much
+)
 # Bytes per element of the types that MLX reads; it gives the two FP8 types as uint8.
 DTYPE_BYTES = {
     "BOOL": 1,
@@ -188,7 +190,9 @@ def _chosen(folder: Path, index: dict[str, str] | None) -> tuple[list[str], bool
         return found, False
     named = sorted(set(index.values()))
     if SINGLE in found and SINGLE not in named:
-        return [SINGLE], False
+        if not set(named) <= set(found) or index.keys() <= read_header(_inside(folder, SINGLE)).keys():
+            return [SINGLE], False
+        logger.warning("%s: is not named by the index beside it, and is not read", folder / SINGLE)
     if found and not set(named) & set(found):
         return found, False
     return named, named != [SINGLE]

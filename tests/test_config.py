@@ -300,6 +300,19 @@ def test_other_spellings_mean_the_same(data, change):
     assert config.from_dict(data | change) == config.from_dict(data)
 
 
+def test_other_spellings_become_the_hubs():
+    data = {key: value for key, value in DEEPSEEK.items() if key != "num_nextn_predict_layers"}
+    assert known_config(data | {"num_mtp_layers": 1}) == DEEPSEEK
+
+
+@pytest.mark.parametrize("data", [QWEN3, DEEPSEEK], ids=["qwen3", "deepseek_v3"])
+def test_no_list_is_made_for_more_layers_than_there_can_be(data):
+    huge = data | {"num_hidden_layers": 10**15}
+    assert family_of(data).config.from_dict(huge).num_hidden_layers == 10**15
+    with pytest.raises(ConfigError, match="does not fit the 1,000,000,000,000,000 layers"):
+        family_of(data).config.from_dict(huge | {"layer_types": ["full_attention"]})
+
+
 def test_rope_parameters_that_differ_between_layers_are_refused():
     rope = {name: {"rope_type": "default", "rope_theta": base} for name, base in (("a", 1e4), ("b", 1e6))}
     with pytest.raises(ConfigError, match="differ between types of layers"):

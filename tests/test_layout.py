@@ -91,7 +91,7 @@ def test_the_map_shows_every_module():
 
 def test_public_names_are_listed_once_and_in_order():
     assert macmoe.__all__ == sorted(macmoe.__all__)
-    assert set(macmoe.__all__) <= set(dir(macmoe))
+    assert dir(macmoe) == macmoe.__all__
 
 
 def test_unknown_public_name_is_an_attribute_error():

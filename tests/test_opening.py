@@ -165,6 +165,13 @@ def test_a_folder_without_weights_is_called_so_before_a_tokenizer_is_asked_for(t
         macmoe.load(tmp_path)
 
 
+def test_an_original_folder_is_not_judged_by_a_config_that_it_does_not_have(tmp_path, monkeypatch):
+    monkeypatch.setattr(opening, "surely_fits", lambda *_, **__: False)
+    (tmp_path / "config.json").write_text('{"rope_ntk_alpha": 1.0}')
+    (tmp_path / "model.safetensors").touch()
+    assert prepare(str(tmp_path)).folder == tmp_path
+
+
 def test_offline_without_a_copy_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(CheckpointError, match="HF_HUB_OFFLINE is set and no copy"):

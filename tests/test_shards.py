@@ -167,11 +167,21 @@ def test_a_single_file_goes_before_an_index_of_an_earlier_save(tmp_path, caplog,
     """So does transformers, whatever else lies in the folder."""
     for name in left:
         write_file(tmp_path / name, {name: f32(np.ones(3))})
-    write_file(tmp_path / "model.safetensors", {"a": f32(np.zeros(2))})
+    write_file(tmp_path / "model.safetensors", {"a": f32(np.zeros(2)), "b": f32(np.zeros(1))})
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": OLD}))
     found, (warning,) = tensors_of(tmp_path, caplog)
-    assert found == {"a": [0, 0]}
+    assert found == {"a": [0, 0], "b": [0]}
     assert warning.startswith(f"{tmp_path / INDEX}: does not describe the files beside it, and is not used")
+
+
+def test_a_single_file_that_holds_less_than_all_shards_is_not_read(tmp_path, caplog):
+    sharded(tmp_path)
+    write_file(tmp_path / "model.safetensors", {"a": f32(np.zeros(2))})
+    found, (warning,) = tensors_of(tmp_path, caplog)
+    assert found == {"a": [[1, 1], [1, 1]], "b": [0, 0, 0]}
+    assert (
+        warning == f"{tmp_path / 'model.safetensors'}: is not named by the index beside it, and is not read"
+    )
 
 
 def test_an_index_of_other_shards_is_not_used(tmp_path, caplog):

@@ -68,8 +68,7 @@ def _same_numbers(first: Tensor, second: Tensor) -> bool:
 
 
 def _agree(first: mx.array, second: mx.array, dtype: str) -> bool:
-    rounded = [each.astype(DTYPES[dtype]) for each in (first, second)]
-    return bool(mx.array_equal(*rounded).item())
+    return bool(mx.array_equal(first.astype(DTYPES[dtype]), second.astype(DTYPES[dtype])).item())
 
 
 def settle_copies(

@@ -99,7 +99,6 @@ class Source:
         self._read_config = config = load_config(self.folder)
         self._shards = Shards(self.folder)
         file = str(self.folder / "config.json")
-        check_counts(config, len(self._shards.tensors), self.folder)
         tied = config.get("tie_word_embeddings") is True
         plain = plain_names(self._shards.tensors, self.folder, tied=tied)
         self.stored_names = {name: original for original, name in plain.items()}
@@ -110,6 +109,7 @@ class Source:
                 permitted(config, file, hub_config, allow_unknown_keys=allow_unknown_keys), file
             )
         self.config = known_config(config, file, allow_unknown_keys=allow_unknown_keys)
+        check_counts(self.config, len(tensors), self.folder)
         self.files = self._shards.files
         # OpenAI's repository has the original weights in a folder of their own, below the tokenizer.
         self.companions = (self.folder, self.folder.parent) if self.layout == "original" else (self.folder,)

@@ -21,10 +21,10 @@ _MESSAGE = {
     "tool_calls": ("tool_calls",),
     "function_call": ("function_call",),
     "refusal": ("refusal",),
-    "tool_call_id": ("tool_call_id", "tool_use_id", "call_id"),
-    "name": ("name", "tool_name"),
+    "tool_call_id": ("tool_call_id", "tool_use_id", "call_id", "toolCallId"),
+    "name": ("name", "tool_name", "toolName"),
 }
-_CALL = {"id": ("id", "call_id"), "name": ("name",), "arguments": ARGUMENT_KEYS}
+_CALL = {"id": ("call_id", "id"), "name": ("name",), "arguments": ARGUMENT_KEYS}
 # The parts of a content that is a list: which field they belong to, and the keys of their text.
 _PARTS = {
     "text": ("content", ("text",)),
@@ -122,6 +122,8 @@ def read_call(data: Any, ignored: MutableSet[str]) -> dict[str, Any]:
     """
     if isinstance(data, Mapping) and isinstance(data.get("function"), Mapping):
         data = {**data, **_filled(data["function"]), "function": None}
+    if isinstance(data, Mapping) and data.get("call_id"):
+        data = {**data, "id": None}  # where both stand, results name `call_id`
     given, others = spelled(data, _CALL, "a tool call")
     _leave_out({key: others[key] for key in others if key != "function"}, "a tool call", _CALL, ignored)
     name, arguments = _without_namespace(given.get("name")), given.get("arguments", {})

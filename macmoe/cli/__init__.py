@@ -6,7 +6,6 @@ stdout; thinking, progress and statistics go to stderr.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import logging
 import os
@@ -117,6 +116,8 @@ class LazyGroup(click.Group):
         return found + click.Command.shell_complete(self, ctx, incomplete)
 
     def _meant(self, name: str) -> str:
+        import difflib  # noqa: PLC0415 - only a wrong name needs it
+
         usual = [self.habits[name]] if name in self.habits else []
         longer = [each for each in self.table if each.startswith(name)]
         found = [*usual, *longer, *difflib.get_close_matches(name, self.table, n=1)]

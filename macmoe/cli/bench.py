@@ -10,6 +10,7 @@ from macmoe.bench.measure import Plan
 from macmoe.bench.run import PEER, SIZES, Subject, Work, run
 from macmoe.cli.bench_report import show
 from macmoe.cli.loading import open_session, opening_options
+from macmoe.cli.model import complete
 from macmoe.cli.options import Finite, cache_bits_option, check_plot, no_kernels_option
 from macmoe.cli.paths import UserPath, check_file
 from macmoe.cli.shapes import check_memory
@@ -23,7 +24,7 @@ FILE = UserPath(dir_okay=False, allow_dash=True)
 
 
 @click.command()
-@click.argument("model_name", metavar="[MODEL]", required=False)
+@click.argument("model_name", metavar="[MODEL]", required=False, shell_complete=complete)
 @click.option("--shape", help="Random weights in a published shape, such as gpt-oss-20b.")
 @click.option("--layers", type=COUNT, help="Use only the first N layers of --shape.")
 @click.option(

@@ -53,7 +53,7 @@ def _to_json(entry: Entry) -> dict[str, Any]:
 @command.command("remove")
 @click.argument("names", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Remove all of them.")
-@click.option("--source", is_flag=True, help="Remove the hub's copies that they were made from, too.")
+@click.option("--source", is_flag=True, help="Also remove the downloads they were made from.")
 def remove_(names: tuple[str, ...], *, everything: bool, source: bool) -> None:
     """Remove converted models by name, the begin of one, or their source (gpt-oss-20b).
 

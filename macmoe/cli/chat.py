@@ -50,36 +50,36 @@ TOO_LONG = "/undo takes back the last question and its answer, /clear begins a n
 
 
 @click.command()
-@allow_unknown_keys_option
 @click.argument("message", required=False)
 @answer_options
 @opening_options
 @cache_option
 @cache_bits_option
+@allow_unknown_keys_option
 @no_kernels_option
 @click.option(
     "--tool",
     "tool_files",
     multiple=True,
     type=UserPath(dir_okay=False),
-    help="A Python file that is run, and whose functions the model may call; may be repeated.",
+    help="Python file whose functions the model may call; the file is run; repeatable.",
 )
 @click.option(
     "--adapter",
     "adapters",
     multiple=True,
     type=UserPath(),
-    help="Answer with this adapter; may be repeated, /adapter chooses by the folder's name.",
+    help="LoRA adapter to apply; repeatable, /adapter switches between them by folder name.",
 )
 @click.option(
     "--load",
     "load_file",
     type=UserPath(dir_okay=False),
-    help="Go on with a saved conversation, or a JSON list of messages.",
+    help="Continue a saved conversation, or a JSON list of messages.",
 )
-@click.option("--yes", is_flag=True, help="Run what the model calls without asking.")
+@click.option("--yes", is_flag=True, help="Run tool calls without asking.")
 @click.option("--hide-thinking", is_flag=True, help="Do not show the thinking.")
-@click.option("--no-stats", is_flag=True, help="Do not show what an answer took.")
+@click.option("--no-stats", is_flag=True, help="Do not show statistics after an answer.")
 def command(
     *,
     message: str | None,
@@ -94,10 +94,11 @@ def command(
     hide_thinking: bool,
     no_stats: bool,
 ) -> None:
-    """Have a conversation; MESSAGE is the first question.
+    """Have a conversation.
 
-    On a terminal, /help says what there is. From a pipe or a file each line is a message or a command, and
-    only answers go to stdout. Tools run when you agree; without a terminal to ask on, only with --yes.
+    MESSAGE is the first question. On a terminal, /help lists the commands. From a pipe or a file each line is
+    a message or a command, and only answers go to stdout. Tools run when you agree; without a terminal to ask
+    on, only with --yes.
     """
     tools = [tool for path in tool_files for tool in load_tools(path)]
     named = names_of(adapters)

@@ -65,29 +65,29 @@ def _check_out(_: click.Context, __: click.Parameter, out: Path | None) -> Path 
 @click.command()
 @offline_option
 @click.argument("source")
-@click.option("--out", type=FILE, callback=_check_out, help="The folder to make.")
+@click.option("--out", type=FILE, callback=_check_out, help="Folder to create.")
 @click.option(
     "--quantize",
     "recipe",
     type=click.Choice([*RECIPES, *LEARNED]),
     default=KEEP,
     show_default=True,
-    help="How matrices are packed; what is packed already stays so unless this is smaller.",
+    help="Quantization recipe; what is quantized already stays so unless the recipe is smaller.",
 )
 @click.option(
-    "--to", type=click.Choice(LAYOUTS), default=MACMOE, show_default=True, help="Layout of the result."
+    "--to", type=click.Choice(LAYOUTS), default=MACMOE, show_default=True, help="Layout of the output."
 )
 @click.option(
     "--bits-per-weight",
     "budget",
     type=Finite(min=0, min_open=True),
     metavar="BITS",
-    help="Instead of a recipe: spend so many bits where the model needs them most.",
+    help="Instead of a recipe: an average number of bits, spent where the model needs them most.",
 )
 @click.option(
     "--calibration",
     type=UserPath(exists=True, dir_okay=False),
-    help="Text for --bits-per-weight and dwq4; otherwise what the model writes itself.",
+    help="Calibration text for --bits-per-weight and dwq4; by default the model writes its own.",
 )
 @click.option(
     "--report", "report_file", type=FILE, callback=check_file, help="Write errors to this JSON file."
@@ -98,12 +98,12 @@ def _check_out(_: click.Context, __: click.Parameter, out: Path | None) -> Path 
     type=Bytes(),
     default=f"{SHARD_BYTES // UNITS['G']}GB",
     show_default=True,
-    help="Of a file of weights.",
+    help="Largest size of a weights file.",
 )
 @click.option("--hashes/--no-hashes", default=True, help="Record the SHA-256 of each file in macmoe.json.")
 @click.option("--resume", is_flag=True, help="Continue where an earlier run was stopped.")
-@click.option("--verify", "proves", is_flag=True, help="Read source and output again, prove every tensor.")
-@click.option("--force", is_flag=True, help="Replace the folder if it exists, and what was unfinished.")
+@click.option("--verify", "proves", is_flag=True, help="Read source and output again and prove every tensor.")
+@click.option("--force", is_flag=True, help="Replace an existing folder or an unfinished conversion.")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be written.")
 @allow_unknown_keys_option
 def command(

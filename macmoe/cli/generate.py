@@ -46,7 +46,6 @@ NOT_RAW = ("system", "thinking", "thinking_budget", "max_answer_tokens")
 
 @click.command()
 @click.argument("prompt", required=False)
-@allow_unknown_keys_option
 @file_option("Read the prompt from a file, after PROMPT if both are given; repeatable.")
 @answer_options
 @opening_options
@@ -59,6 +58,7 @@ NOT_RAW = ("system", "thinking", "thinking_budget", "max_answer_tokens")
 )
 @cache_option
 @cache_bits_option
+@allow_unknown_keys_option
 @no_kernels_option
 @click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without a chat template.")
 @click.option("--hide-thinking", is_flag=True, help="Do not show the thinking.")

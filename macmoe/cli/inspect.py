@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from macmoe.cli.loading import offline_option
+from macmoe.cli.model import complete
 from macmoe.cli.options import cache_bits_option
 from macmoe.cli.terminal import is_terminal, size, table
 from macmoe.cli.unknown_keys import allow_unknown_keys_option, find_config
@@ -27,7 +28,7 @@ STORED_BITS = 16  # of a weight that a recipe does not pack
 
 @click.command()
 @offline_option
-@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True, shell_complete=complete)
 @click.option(
     "--context",
     "contexts",

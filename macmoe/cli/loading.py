@@ -58,14 +58,14 @@ quantize_option = click.option(
     metavar="RECIPE",
     expose_value=False,
     callback=_remember,
-    help="Pack the model so at its first use, for example 4bit (as `macmoe convert --quantize`).",
+    help="Quantize the model at its first use, for example to 4bit (recipes as in `macmoe convert`).",
 )
 force_option = click.option(
     "--force",
     is_flag=True,
     expose_value=False,
     callback=_remember,
-    help="Go on where memory or disk are too small for the model.",
+    help="Continue even if the model does not fit into memory or onto the disk.",
 )
 
 

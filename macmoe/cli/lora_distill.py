@@ -38,7 +38,7 @@ SAMPLING = ("temperature", "top_p", "top_k", "seed")
     "--out",
     required=True,
     type=UserPath(dir_okay=False),
-    help="JSON lines; a run that was stopped is continued.",
+    help="JSON lines file to write; a stopped run continues.",
 )
 @click.option(
     "--verify",
@@ -92,6 +92,8 @@ def command(
     found = read_dataset(questions, skip_bad=skip_bad, columns=columns)
     for line in found.rejected:
         note(f"left out: {line}")
+    for line in found.notes():
+        note(line)
     session = open_session(model_name, adapter)
     source = model_name if adapter is None else f"{model_name} with {adapter}"
     with progress_bar("asking") as progress:

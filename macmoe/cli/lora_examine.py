@@ -61,7 +61,10 @@ def command(
     QUESTIONS is a data set as for training; --verify compares with the completion, or the last answer.
     """
     verifier = open_verifier(verifier_name) if verifier_name else None
-    records = read_dataset(questions, columns=columns).records
+    found = read_dataset(questions, columns=columns)
+    for line in found.notes():
+        note(line)
+    records = found.records
     session = open_session(model_name, adapter)
     with progress_bar("asking") as progress:
         results = examine(

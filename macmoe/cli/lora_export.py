@@ -20,8 +20,10 @@ from macmoe.tuning.run import empty_model
 @click.command()
 @offline_option
 @click.argument("adapter", type=UserPath())
-@click.option("--model", "model_name", required=True, help="The adapted model: folder, hub id or tiny:...")
-@click.option("--out", type=UserPath(), required=True, help="The folder to make.")
+@click.option(
+    "--model", "model_name", required=True, help="Base model: folder, short name, hub id or tiny:..."
+)
+@click.option("--out", type=UserPath(), required=True, help="Folder to create.")
 @click.option(
     "--experts",
     "layout",

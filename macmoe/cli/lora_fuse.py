@@ -14,8 +14,8 @@ from macmoe.cli.options import Finite
 from macmoe.cli.paths import UserPath
 from macmoe.cli.terminal import note, read_text, table
 from macmoe.cli.unknown_keys import allow_unknown_keys_option, unknown_keys_allowed
+from macmoe.loading import open_weights
 from macmoe.opening import Wish, prepare
-from macmoe.session import open_weights
 from macmoe.tuning.fuse import Precision, check_free, fuse, record, stored_types, write_fused
 
 TEXT = "The quick brown fox jumps over the lazy dog. What is 17 + 25? Think, then answer in one sentence."
@@ -25,19 +25,21 @@ LONGEST = 256  # tokens whose distributions are held at once
 @click.command()
 @offline_option
 @click.argument("adapter", type=UserPath())
-@click.option("--model", "model_name", required=True, help="The adapted model: folder, hub id or tiny:...")
-@click.option("--out", type=UserPath(), required=True, help="The folder to make.")
+@click.option(
+    "--model", "model_name", required=True, help="Base model: folder, short name, hub id or tiny:..."
+)
+@click.option("--out", type=UserPath(), required=True, help="Folder to create.")
 @click.option(
     "--precision",
     type=click.Choice(get_args(Precision)),
     default="full",
     show_default=True,
-    help="Of the fused matrices: as the base model, 8 bits where that is quantized, or full.",
+    help="Precision of the fused matrices: as the base model, 8 bits where it is quantized, or full.",
 )
 @click.option(
-    "--keep", type=Finite(0, 1), default=0.9, show_default=True, help="Share of the effect to keep."
+    "--keep", type=Finite(0, 1), default=0.9, show_default=True, help="Share of the adapter's effect to keep."
 )
-@click.option("--strict", is_flag=True, help="Refuse where less is kept, instead of a finer precision.")
+@click.option("--strict", is_flag=True, help="Fail if less is kept, instead of raising the precision.")
 @click.option("--text", default=TEXT, help="Measure on this text; `-` reads standard input.")
 @allow_unknown_keys_option
 def command(

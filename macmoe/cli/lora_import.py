@@ -19,9 +19,11 @@ from macmoe.tuning.run import empty_model
 @click.command()
 @offline_option
 @click.argument("adapter", type=UserPath())
-@click.option("--model", "model_name", required=True, help="The adapted model: folder, hub id or tiny:...")
+@click.option(
+    "--model", "model_name", required=True, help="Base model: folder, short name, hub id or tiny:..."
+)
 @allow_unknown_keys_option
-@click.option("--out", type=UserPath(), required=True, help="The folder to make.")
+@click.option("--out", type=UserPath(), required=True, help="Folder to create.")
 def command(*, adapter: Path, model_name: str, out: Path) -> None:
     """Take over ADAPTER, a folder of PEFT or mlx-lm, exactly; what cannot be is refused by name."""
     if out.exists():

@@ -97,7 +97,8 @@ def run_options(command: Callable[..., None], *, reads_data: bool = True) -> Cal
             if name in BY_COMMA and value is not None:
                 value = value.split(",")
             given[section][name] = None if value == () else value
-        otherwise = {"model": os.environ.get(VARIABLE) or None, **data_otherwise}
+        named = os.environ.get(VARIABLE)
+        otherwise = {**data_otherwise, **({"model": named} if named else {})}
         command(options=read_run(config, given, otherwise), **arguments)
 
     table = [

@@ -29,7 +29,7 @@ GIB = 2**30
 @click.option(
     "--memory",
     type=Finite(0, min_open=True),
-    help="GiB that may be used; by default what this machine has.",
+    help="Memory limit in GiB; by default that of this machine.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @allow_unknown_keys_option

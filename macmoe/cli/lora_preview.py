@@ -58,7 +58,7 @@ class Preview:
     type=click.IntRange(2),
     default=DEFAULTS.max_length,
     show_default=True,
-    help="The most tokens of a sample.",
+    help="Longest sample, in tokens.",
 )
 @columns_option
 @click.option("--skip-bad", is_flag=True, help="Leave bad rows out and count them.")
@@ -67,14 +67,16 @@ class Preview:
     type=click.Choice(get_args(EmptyThinking)),
     default=DEFAULTS.empty_thinking,
     show_default=True,
-    help="Answers without reasoning in a mode that thinks.",
+    help="What to do with answers without reasoning in a thinking mode.",
 )
-@click.option("--thinking-share", type=float, help="Repeat the rarer mode until this share thinks.")
 @click.option(
-    "--flag-share", type=float, default=0.0, help="Write /think, /no_think into this share (Qwen3)."
+    "--thinking-share", type=float, help="Repeat samples of the rarer mode until this share thinks."
+)
+@click.option(
+    "--flag-share", type=float, default=0.0, help="Add /think or /no_think to this share of prompts (Qwen3)."
 )
 @click.option("--valid-share", type=float, default=0.0, help="Hold this share out for validation.")
-@click.option("--seed", type=int, default=0, help="Decides samples, repetitions and flags.")
+@click.option("--seed", type=int, default=0, help="Seed for samples, repetitions and flags.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     *,

@@ -8,7 +8,8 @@ import click
 from click.core import ParameterSource
 
 from macmoe.cli.terminal import note
-from macmoe.location import ASSETS, BUILT_IN
+from macmoe.location import BUILT_IN
+from macmoe.names import known_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,6 +47,5 @@ def complete(_: click.Context, __: click.Parameter, incomplete: str) -> list[Com
     """Offer built-in models, names of published ones, and folders."""
     from click.shell_completion import CompletionItem  # noqa: PLC0415 - only a shell asks for it
 
-    published = sorted(path.stem for path in (ASSETS / "configs").glob("*.json"))
-    names = [name for name in (*BUILT_IN, *published) if name.startswith(incomplete)]
+    names = [name for name in (*BUILT_IN, *known_names()) if name.startswith(incomplete)]
     return [*map(CompletionItem, names), CompletionItem(incomplete, type="dir")]

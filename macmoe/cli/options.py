@@ -31,6 +31,10 @@ THINKING = ("off", "on", "low", "medium", "high")
 class Finite(click.FloatRange):
     """A number between limits; click's own type also takes NaN, which no limit excludes, and infinity."""
 
+    def _describe_range(self) -> str:
+        """Return the limits for the help, nothing where there are none."""
+        return "" if self.min is None and self.max is None else super()._describe_range()
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Return the number."""
         number = super().convert(value, param, ctx)
@@ -53,7 +57,7 @@ ANSWER_OPTIONS = (
     click.option(
         "--max-tokens",
         type=click.IntRange(1),
-        help="Thinking included; by default what the context has room for.",
+        help="Limit of thinking and answer together; by default the room left in the context.",
     ),
     click.option(
         "--max-answer-tokens", type=click.IntRange(1), help="Limit of the answer alone, without thinking."
@@ -71,16 +75,18 @@ ANSWER_OPTIONS = (
     click.option(
         "--repetition-penalty",
         type=Finite(0, min_open=True),
-        help="Above 1: what prompt and answer hold becomes less probable.",
+        help="Above 1, tokens of the prompt and the answer become less likely.",
     ),
-    click.option("--presence-penalty", type=Finite(), help="Above 0: so does what the answer holds."),
-    click.option("--frequency-penalty", type=Finite(), help="The same, for each time that it holds it."),
+    click.option(
+        "--presence-penalty", type=Finite(), help="Above 0, tokens already in the answer become less likely."
+    ),
+    click.option("--frequency-penalty", type=Finite(), help="The same, once for every time they occur."),
     click.option(
         "--stop",
         multiple=True,
         metavar="TEXT",
         callback=lambda _, __, texts: texts or None,
-        help="End the answer before this text; may be repeated.",
+        help="Stop before this text in the answer; repeatable.",
     ),
     click.option("--seed", type=click.IntRange(0, SEEDS - 1), help="Makes a sampled answer reproducible."),
 )

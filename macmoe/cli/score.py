@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from macmoe.cli.loading import open_session, opening_options
+from macmoe.cli.model import complete
 from macmoe.cli.options import no_kernels_option
 from macmoe.cli.paths import UserPath
 from macmoe.cli.terminal import table
@@ -18,7 +19,7 @@ from macmoe.scoring import Comparison, Score, compare, score
 
 
 @click.command()
-@click.argument("model_name", metavar="MODEL")
+@click.argument("model_name", metavar="MODEL", shell_complete=complete)
 @click.argument("text", required=False)
 @allow_unknown_keys_option
 @click.option(
@@ -28,7 +29,13 @@ from macmoe.scoring import Comparison, Score, compare, score
     help="Score the token ids in this file instead of a text.",
 )
 @file_option("Score the text in this file; repeatable.")
-@click.option("--against", "other_name", metavar="OTHER", help="Compare with this model on the same tokens.")
+@click.option(
+    "--against",
+    "other_name",
+    metavar="OTHER",
+    shell_complete=complete,
+    help="Compare with this model on the same tokens.",
+)
 @no_kernels_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON with the log-probability of every token.")
 @opening_options

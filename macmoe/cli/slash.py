@@ -57,9 +57,9 @@ def run_command(dialogue: Dialogue, line: str) -> None:
 @functools.cache
 def _options() -> dict[str, click.Parameter]:
     """Return what the command line reads the settings with, by name."""
-    known = {field.name for field in fields(Settings)}
     parameters = click.command()(answer_options(lambda **_: None)).params
-    return {parameter.name: parameter for parameter in parameters if parameter.name in known}
+    named = {parameter.name: parameter for parameter in parameters}
+    return {field.name: named[field.name] for field in fields(Settings)}
 
 
 def _assign(dialogue: Dialogue, name: str, text: str) -> None:
@@ -226,7 +226,8 @@ def _help(_: Dialogue, __: str) -> None:
     width = max(len(usage) for usage, _ in rows)
     for usage, text in rows:
         note(f"{usage:{width}}  {text}")
-    note(HINTS)
+    for hint in HINTS:
+        note(hint)
 
 
 def _quit(_: Dialogue, __: str) -> None:
@@ -236,7 +237,7 @@ def _quit(_: Dialogue, __: str) -> None:
 COMMANDS = {
     "/clear": Command(_clear, "", "begin a new conversation (also /new)"),
     "/model": Command(_model, "[NAME]", "go on with another model"),
-    "/set": Command(_set, "[NAME VALUE]", "temperature, top_p, max_tokens and other settings"),
+    "/set": Command(_set, "[NAME VALUE]", "temperature, max_tokens and other settings"),
     "/thinking": Command(_thinking, "[off|on|low|medium|high]", "how much to think"),
     "/budget": Command(_budget, "[N]", "close the thinking after N tokens"),
     "/system": Command(_system, "[TEXT]", "the system message"),
@@ -253,6 +254,7 @@ COMMANDS = {
 }
 ALIASES = {"/new": "/clear", "/exit": "/quit", "/bye": "/quit"}
 HINTS = (
-    f"A setting without a value is shown; `{UNSET}` takes it back. A line that ends in \\ goes on; "
-    '""" begins and ends a message of many lines. Ctrl-C stops an answer.'
+    f"A setting without a value is shown; `{UNSET}` takes it back.",
+    'A line that ends in \\ goes on; """ begins and ends a message of many lines.',
+    "Ctrl-C stops an answer; pressed again, it leaves.",
 )

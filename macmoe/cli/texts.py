@@ -99,8 +99,8 @@ def _speaks(seconds: float) -> bool:
 
 
 def _descriptor() -> int | None:
-    """Return the descriptor of standard input; None where a program has put something else in its place."""
+    """Return the descriptor of standard input; None where it is closed, or a program took its place."""
     try:
-        return sys.stdin.fileno()
+        return None if sys.stdin is None else sys.stdin.fileno()
     except (OSError, ValueError):
         return None

@@ -31,6 +31,7 @@ IGNORED = {
     "num_key_value_heads": "latent attention has no key/value heads",
     "qk_head_dim": "qk_nope_head_dim + qk_rope_head_dim",
 }
+MLPS = ("dense", "sparse")
 NO_BIAS = (False, "DeepSeek-V3 has no biases but the router's")
 EXPECTED = {
     "hidden_act": (("silu", "swish"), "it is the activation of DeepSeek-V3"),
@@ -129,11 +130,12 @@ class DeepseekV3Config:
 
 
 def _check(config: DeepseekV3Config, reader: ConfigReader) -> None:
-    dense = min(config.first_k_dense_replace, config.num_hidden_layers)
-    kinds = ["dense"] * dense + ["sparse"] * (config.num_hidden_layers - dense)
+    layers, dense = config.num_hidden_layers, config.first_k_dense_replace
     reader.expect_all(EXPECTED)
-    reader.expect("layer_types", ["full_attention"] * config.num_hidden_layers, "every layer sees everything")
-    reader.expect("mlp_layer_types", kinds, "first_k_dense_replace says otherwise")
+    reader.expect_layers("layer_types", layers, lambda _: "full_attention", "every layer sees everything")
+    reader.expect_layers(
+        "mlp_layer_types", layers, lambda i: MLPS[i >= dense], "first_k_dense_replace says otherwise"
+    )
     reader.ignore(IGNORED)
     if config.n_routed_experts % config.n_group or config.n_routed_experts // config.n_group < 2:
         raise ConfigError(

@@ -44,6 +44,7 @@ EXPECTED = {
     "use_qk_norm": ALL_NORMED,
     "use_sliding_window": (False, "no published Qwen3 uses sliding windows"),
 }
+MLPS = ("dense", "sparse")
 # Of a model without experts.
 EXPECTED_DENSE = {
     "decoder_sparse_step": (1, "this model_type has no experts"),
@@ -134,12 +135,13 @@ class Qwen3Config:
 def _check(config: Qwen3Config, reader: ConfigReader) -> None:
     layers = config.num_hidden_layers
     reader.expect_all(EXPECTED)
-    reader.expect("layer_types", ["full_attention"] * layers, "every Qwen3 layer sees everything")
-    if config.moe is None:
+    moe = config.moe
+    reader.expect_layers("layer_types", layers, lambda _: "full_attention", "every layer sees everything")
+    if moe is None:
         reader.expect_all(EXPECTED_DENSE)
     else:
-        kinds = ["sparse" if config.moe.is_sparse(layer) else "dense" for layer in range(layers)]
-        reader.expect("mlp_layer_types", kinds, "mlp_only_layers and decoder_sparse_step say otherwise")
+        why = "mlp_only_layers and decoder_sparse_step say otherwise"
+        reader.expect_layers("mlp_layer_types", layers, lambda i: MLPS[moe.is_sparse(i)], why)
     reader.ignore(IGNORED)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +51,17 @@ class Dataset:
     ignored: Counter[str]
     rejected: tuple[str, ...]
     unused: tuple[str, ...]
+
+    def notes(self) -> Iterator[str]:
+        """Yield a line for columns and files that are passed over."""
+        if self.ignored:
+            names, counts = (
+                ", ".join(map(str, part)) for part in (map(repr, self.ignored), self.ignored.values())
+            )
+            are = "column {} is" if len(self.ignored) == 1 else "columns {} are"
+            yield f"{are.format(names)} not used ({counts} rows)"
+        for file in self.unused:
+            yield f"{file} is not used: its name begins with no split"
 
 
 def read_dataset(

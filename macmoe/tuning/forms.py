@@ -1,4 +1,4 @@
-"""Which form a row of a data set has: its fields under macmoe's names, and its conversation.
+"""Which form a row of a data set has: its fields under macmoe's names.
 
 What holds nothing (null, a blank text, an empty list or object) is absent, as data sets with a column for
 everything write it.
@@ -6,7 +6,6 @@ everything write it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from macmoe.config import nearest
 from macmoe.errors import DatasetError, UsageError
 from macmoe.tuning.spellings import (
     ANSWER,
+    ASKS,
     FIELD_OF,
     FORMS,
     MAIN_FORMS,
@@ -21,7 +21,11 @@ from macmoe.tuning.spellings import (
     QUESTION,
     RATINGS,
     RECORD_FIELDS,
+    RIVALS,
 )
+from macmoe.tuning.turns import is_empty, is_whole
+
+_Form = tuple[tuple[str, ...], tuple[str, ...]]
 
 
 def check_columns(columns: Mapping[str, Any]) -> None:
@@ -77,41 +81,25 @@ def read_fields(
         DatasetError: The row has no known form, or says something twice and differently.
     """
     named, ignored = _renamed(row, columns or {})
-    filled = {key: value for key, value in named.items() if not _is_empty(value)}
+    filled = {key: value for key, value in named.items() if not is_empty(value)}
     given = {key: value for key, value in named.items() if value is not None}
     for fields in (filled, given):
         form = _form(fields)
         if form:
             _refuse_bad_rating(fields, form)
+            _refuse_rival(fields, form, columns or {})
             needed, optional = form
             table = {name: RECORD_FIELDS[name] for name in (*needed, *optional)}
             used, others = spelled(fields, table, hint=True)
-            absent = {name for name in optional if _is_empty(used.get(name))}
+            absent = {name for name in optional if is_empty(used.get(name))}
             used = {name: value for name, value in used.items() if name not in absent}
-            return used, ignored + [key for key in others if not _is_empty(named[key])]
+            return used, ignored + [key for key in others if not is_empty(named[key])]
     known = ", ".join(" + ".join(needed) for needed in MAIN_FORMS)
     raise DatasetError(
         pair_in(row)
         or f"has none of the forms {known}, but {', '.join(map(repr, row)) or 'nothing'}"
         + _way_on(row, columns)
     )
-
-
-def conversation(fields: Mapping[str, Any]) -> list[Any]:
-    """Return the messages of a record of any form but a text, still as dictionaries."""
-    items = [{"role": "system", "content": text_of(fields["system"], "system")}] if "system" in fields else []
-    if "messages" in fields:
-        return items + list_of(fields["messages"], "messages")
-    items += _history(fields.get("history", ()))
-    items += _question([name for name in QUESTION if name in fields], fields)
-    completion = next((fields[name] for name in ANSWER if name in fields), None)
-    if isinstance(completion, str):
-        return [*items, {"role": "assistant", "content": completion, "reasoning": fields.get("reasoning")}]
-    if "reasoning" in fields:
-        raise DatasetError("reasoning stands beside a completion that is a list; put it into its message")
-    if isinstance(completion, Mapping):
-        return [*items, completion]
-    return items if completion is None else items + list_of(completion, "completion")
 
 
 def spelled(
@@ -137,7 +125,7 @@ def spelled(
 
 def pair_in(row: Mapping[str, Any]) -> str:
     """Say that a row holds a better and a worse answer, and what to do; empty if it does not."""
-    keys = {_plain(key): key for key, value in row.items() if not _is_empty(value)}
+    keys = {_plain(key): key for key, value in row.items() if not is_empty(value)}
     pair = next((pair for pair in PAIRS if keys.keys() >= set(pair)), None)
     if pair is None:
         return ""
@@ -149,51 +137,51 @@ def pair_in(row: Mapping[str, Any]) -> str:
     )
 
 
-def text_of(value: Any, name: str) -> str:
-    """Return a text that is not empty; DatasetError for anything else."""
-    if not isinstance(value, str) or not value.strip():
-        raise DatasetError(f"{name} must be text that is not empty, not {str(value)[:60]!r}")
-    return value
-
-
-def list_of(value: Any, name: str) -> list[Any]:
-    """Return a list that may be written as JSON, as data sets do where a column must be text."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise DatasetError(f"{name} is text but no JSON list ({error})") from None
-    if not isinstance(value, list | tuple):
-        raise DatasetError(f"{name} must be a list, not {type(value).__name__}")
-    return list(value)
-
-
 def _plain(key: Any) -> str:
     return str(key).strip().lower().replace(" ", "_").replace("-", "_")
 
 
-def _is_empty(value: Any) -> bool:
-    if isinstance(value, str):
-        return not value.strip()
-    return value is None or (isinstance(value, Mapping | list | tuple) and not value)
-
-
 def _renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
-    """Give the named columns the names of their fields; other columns of these fields are left out."""
-    chosen = {_target(column, field): row[column] for column, field in columns.items() if column in row}
-    rest = {key: value for key, value in row.items() if key not in columns}
-    taken = {FIELD_OF[field] for column, field in columns.items() if column in row}
-    others = {key: value for key, value in rest.items() if FIELD_OF.get(_plain(key)) not in taken}
-    return {**others, **chosen}, [key for key in rest if key not in others and not _is_empty(rest[key])]
+    """Give the columns the names of their fields; others of the fields that were named are left out."""
+    chosen = {column: FIELD_OF[field] for column, field in columns.items() if column in row}
+    filled = {key: FIELD_OF.get(_plain(key)) for key, value in row.items() if not is_empty(value)}
+    given = {chosen.get(key, field) for key, field in filled.items()}
+    named: dict[str, Any] = {}
+    unused = []
+    for key, value in row.items():
+        if key in chosen:
+            named[_target(key, value, chosen[key], given)] = value
+            continue
+        name = _beside(key, value, given, set(chosen.values()))
+        if name:
+            named[name] = value
+        elif key in filled:
+            unused.append(key)
+    return named, unused
 
 
-def _target(column: str, field: str) -> str:
+def _target(column: str, value: Any, field: str, given: set[str | None]) -> str:
     """Return the field that a column becomes: an instruction stays one, with the input beside it."""
-    name = FIELD_OF[field]
-    return "instruction" if name == "prompt" and FIELD_OF.get(_plain(column)) == "instruction" else name
+    if field == "prompt" and FIELD_OF.get(_plain(column)) == "instruction":
+        return "instruction"
+    alone = field == "completion" and not given & {"messages", *ASKS}
+    return "messages" if alone and is_whole(value) else field
 
 
-def _form(fields: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+def _beside(key: str, value: Any, given: set[str | None], chosen: set[str]) -> str:
+    """Return the name of a column that was not chosen, beside those that were; empty to leave it out."""
+    field = FIELD_OF.get(_plain(key))
+    if field in chosen:
+        return ""
+    if field == "messages" and "completion" in chosen:  # an answer apart: these come before it
+        return "" if given & ASKS else "prompt"
+    is_thought = isinstance(value, str) and len(value.split()) > 1  # no mode has two words
+    if _plain(key) == "thinking" and is_thought and not given & {"messages", "reasoning"}:
+        return "thinking_text"
+    return key
+
+
+def _form(fields: Mapping[str, Any]) -> _Form | None:
     given = {FIELD_OF.get(_plain(key)) for key in fields}
     return next((form for form in FORMS if given.issuperset(form[0])), None)
 
@@ -205,7 +193,7 @@ def _way_on(row: Mapping[str, Any], columns: Mapping[str, str] | None) -> str:
     return "; `--columns COLUMN=prompt,COLUMN=completion` says what its columns are" if row else ""
 
 
-def _refuse_bad_rating(fields: Mapping[str, Any], form: tuple[tuple[str, ...], tuple[str, ...]]) -> None:
+def _refuse_bad_rating(fields: Mapping[str, Any], form: _Form) -> None:
     """Refuse an answer that the row itself calls bad; it would be learned like a good one."""
     bad = next((key for key, value in fields.items() if _plain(key) in RATINGS and value is False), None)
     if bad is not None and (set(form[0]) & {"messages", *ANSWER}):
@@ -215,35 +203,34 @@ def _refuse_bad_rating(fields: Mapping[str, Any], form: tuple[tuple[str, ...], t
         )
 
 
+def _refuse_rival(fields: Mapping[str, Any], form: _Form, columns: Mapping[str, str]) -> None:
+    """Refuse a question that is said twice, or has a part that would be lost, unless columns choose."""
+    main, known = form[0][0], {name for names in form for name in names}
+    if main not in QUESTION or {FIELD_OF[field] for field in columns.values()} & {*QUESTION}:
+        return
+    by_field = {FIELD_OF.get(_plain(key)): key for key in fields}
+    asked = by_field[main]
+    for field, key in by_field.items():
+        value = fields[key]
+        if field in RIVALS and field not in known and isinstance(value, str):
+            _refuse_part(field, key, value, asked, fields[asked])
+
+
+def _refuse_part(field: str, key: str, value: str, asked: str, question: Any) -> None:
+    """Refuse a column beside a question that does not hold it already."""
+    if field == "instruction" and value != question:
+        raise DatasetError(
+            f"{asked!r} and {key!r} both give the question, and differ; `--columns {key}=prompt` takes "
+            f"{key!r}, with an input beside it, `--columns {asked}=prompt` takes {asked!r}"
+        )
+    if value not in str(question):
+        raise DatasetError(
+            f"{key!r} stands beside {asked!r} and would be left out; `--columns {asked}=instruction` "
+            f"joins the two, `--columns {asked}=prompt` leaves it out"
+        )
+
+
 def _chosen_side(row: Mapping[str, Any], keys: Mapping[str, str], better: str) -> str:
     """Return the columns that make a sample of the better side of a pair; empty if there are none."""
-    chosen = row[better]
-    first = chosen[0] if isinstance(chosen, list | tuple) else chosen
-    if isinstance(first, Mapping) and first.get("role", first.get("from")) not in ("assistant", "gpt", None):
-        return f"{better}=messages"
-    for field in ("messages", "prompt", "instruction"):
-        key = next((keys[name] for name in RECORD_FIELDS[field] if name in keys), None)
-        if key is not None:
-            return f"{key}=prompt,{better}=completion" if field == "messages" else f"{better}=completion"
-    return ""
-
-
-def _history(value: Any) -> list[Any]:
-    """Return earlier turns: pairs of question and answer as LLaMA-Factory has them, or messages."""
-    messages: list[Any] = []
-    for turn in list_of(value, "history"):
-        if isinstance(turn, Mapping):
-            messages.append(turn)
-        elif isinstance(turn, list | tuple) and len(turn) == 2:
-            roles = zip(("user", "assistant"), turn, strict=True)
-            messages += [{"role": role, "content": text} for role, text in roles if text is not None]
-        else:
-            raise DatasetError(f"history must hold pairs of question and answer, not {str(turn)[:60]!r}")
-    return messages
-
-
-def _question(names: Sequence[str], fields: Mapping[str, Any]) -> list[Any]:
-    if len(names) == 1 and not isinstance(fields[names[0]], str):
-        return list_of(fields[names[0]], names[0])
-    text = "\n\n".join(text_of(fields[name], name) for name in names)
-    return [{"role": "user", "content": text}]
+    asks = any(FIELD_OF.get(name) in ("messages", *ASKS) for name in keys)
+    return f"{better}=completion" if asks or is_whole(row[better]) else ""

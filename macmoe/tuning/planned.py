@@ -12,11 +12,11 @@ from macmoe.downloads import download
 from macmoe.families import Family, Model, family_of
 from macmoe.folders import check_links
 from macmoe.inspection import published_config
+from macmoe.loading import open_weights
 from macmoe.location import locate
 from macmoe.memory import Estimator
 from macmoe.nn.quantized import pack_modules
 from macmoe.opening import split_recipe
-from macmoe.session import open_weights
 
 FLOAT_TYPES = ("F16", "BF16", "F32")
 

@@ -97,13 +97,7 @@ class Prepared:
             yield f"{figures.too_long} answers left out, because their end would not fit, the first: {first}"
         if figures.shortened:
             yield f"{figures.shortened} samples without their oldest turns, which would not fit"
-        ignored = self.source.ignored
-        if ignored:
-            names, counts = ", ".join(map(repr, ignored)), ", ".join(map(str, ignored.values()))
-            are = "column {} is" if len(ignored) == 1 else "columns {} are"
-            yield f"{are.format(names)} not used ({counts} rows)"
-        for file in self.source.unused:
-            yield f"{file} is not used: its name begins with no split"
+        yield from self.source.notes()
 
 
 def open_format(model: str) -> tuple[ChatFormat, Tokenizer]:

@@ -12,9 +12,10 @@ from macmoe.chat.format import Thinking
 from macmoe.chat.messages import Message, messages_in
 from macmoe.chat.payload import read_object
 from macmoe.errors import DatasetError
-from macmoe.tuning.forms import conversation, list_of, pair_in, read_fields, spelled, text_of
+from macmoe.tuning.forms import pair_in, read_fields, spelled
 from macmoe.tuning.rows import Place
 from macmoe.tuning.spellings import MESSAGE_FIELDS, MODES, ROLES
+from macmoe.tuning.turns import conversation, is_empty, list_of, text_of
 
 # Where reasoning has no field of its own, it stands in the content.
 _THOUGHT = re.compile(r"\s*<think>(?P<reasoning>.*?)</think>\s*(?P<content>.*)", re.DOTALL)
@@ -132,7 +133,10 @@ def _messages(data: Any, left_out: set[str]) -> list[tuple[Message, float]]:
     fields["role"] = ROLES.get(role, role) if isinstance(role, str) else role
     if role == "function_call":  # ShareGPT's way to write calls
         fields = {"role": "assistant", "tool_calls": _calls(fields.get("content"))}
-    messages = messages_in({**fields, **{key: data[key] for key in others}}, left_out)
+    rest = {key: data[key] for key in others}
+    if isinstance(rest.get("tool_calls"), str) and not is_empty(rest["tool_calls"]):
+        rest["tool_calls"] = list_of(rest["tool_calls"], "tool_calls")
+    messages = messages_in({**fields, **rest}, left_out)
     return [(_with_thought_apart(message), _weight(message, train, weight)) for message in messages]
 
 
@@ -153,10 +157,8 @@ def _with_thought_apart(message: Message) -> Message:
 def _weight(message: Message, train: Any, weight: Any) -> float:
     """Return the loss weight of a message; answers are learned unless the row says otherwise."""
     answer = message.role == "assistant"
-    if train is None:
-        train = answer
-    if weight is None:
-        weight = 1.0
+    train = answer if is_empty(train) else train
+    weight = 1.0 if is_empty(weight) else weight
     if not isinstance(train, bool):
         raise DatasetError(f"the train flag of a message must be true or false, not {train!r}")
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:

@@ -7,9 +7,12 @@ RECORD_FIELDS: dict[str, tuple[str, ...]] = {
     "messages": ("messages", "conversations", "conversation", "chat", "dialogue"),
     "prompt": ("prompt", "question", "problem", "query"),
     "completion": ("completion", "response", "answer", "output", "solution", "generated_solution"),
-    "reasoning": ("reasoning", "reasoning_content", "cot", "complex_cot"),
+    "reasoning": (
+        *("reasoning", "reasoning_content", "reasoning_trace", "cot", "complex_cot", "chain_of_thought"),
+        *("thought", "thoughts", "thinking_text", "rationale"),
+    ),
     "text": ("text",),
-    "system": ("system", "system_prompt"),
+    "system": ("system", "system_prompt", "system_message"),
     "tools": ("tools", "functions"),
     "thinking": ("thinking", "enable_thinking", "thinking_mode", "reasoning_effort", "effort"),
     "instruction": ("instruction", "instructions"),
@@ -26,11 +29,17 @@ FIELD_OF = {spelling: name for name, spellings in RECORD_FIELDS.items() for spel
 SETTINGS = ("system", "tools", "thinking")
 BESIDE = ("reasoning", "history", *SETTINGS)
 
+# The fields that are the question, in this order and a blank line apart, and those that answer it.
+QUESTION = ("prompt", "instruction", "input", "context", "user")
+ANSWER = ("completion", "assistant", "target")
+# Of the first, those whose names can be nothing else.
+ASKS = frozenset({"prompt", "instruction", "input"})
+
 # The forms of a record: the fields that make it one, and those it may have. The first that fits counts.
 FORMS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("messages",), SETTINGS),
-    (("prompt", "completion"), BESIDE),
-    (("instruction", "completion"), ("input", "context", *BESIDE)),  # Alpaca, Dolly
+    *((("prompt", answer), BESIDE) for answer in ANSWER),
+    *((("instruction", answer), ("input", "context", *BESIDE)) for answer in ANSWER),  # Alpaca, Dolly
     (("input", "completion"), BESIDE),
     (("input", "target"), BESIDE),
     (("user", "assistant"), BESIDE),
@@ -40,9 +49,8 @@ FORMS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
 )
 # What a message about a row of no form names; the others are spellings of these.
 MAIN_FORMS = (("messages",), ("prompt", "completion"), ("prompt",), ("text",))
-# The fields of a form that are the question, in this order and a blank line apart, and those that answer it.
-QUESTION = ("prompt", "instruction", "input", "context", "user")
-ANSWER = ("completion", "target", "assistant")
+# Beside a question of another form these are more of it, or say it otherwise: no guess which.
+RIVALS = ("instruction", "input", "context")
 
 # Two answers to one question, the better one first.
 PAIRS = (
@@ -62,6 +70,12 @@ MESSAGE_FIELDS: dict[str, tuple[str, ...]] = {
     "weight": ("weight",),
 }
 
+# A question and its answer as one item of a conversation.
+TURNS = (
+    *(("input", "output"), ("human", "assistant"), ("user", "assistant"), ("human", "bot")),
+    *(("question", "answer"), ("prompt", "response"), ("instruction", "output")),
+)
+
 ROLES: dict[str, str] = {
     "human": "user",
     "gpt": "assistant",
@@ -78,6 +92,8 @@ MODES: dict[object, str] = {
     **{mode: mode for mode in ("off", "on", "low", "medium", "high")},
     True: "on",
     False: "off",
+    "true": "on",
+    "false": "off",
     "think": "on",
     "no_think": "off",
     "/think": "on",

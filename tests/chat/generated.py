@@ -15,6 +15,7 @@ from macmoe.chat import ChatFormat, Message, ToolCall
 from macmoe.chat.deepseek_v3 import DeepSeekFormat
 from macmoe.chat.gpt_oss import HarmonyFormat
 from macmoe.chat.qwen3 import Qwen3Format
+from macmoe.chat.qwen3_coder import Qwen3CoderFormat
 from macmoe.tokenizer import Tokenizer
 from tests.chat.records import comparable, merged, run
 from tests.vocabularies import CONTROL_TOKENS, small
@@ -63,6 +64,10 @@ WRITERS = {
         )
         for variant in ("v3", "r1", "v3.1")
     },
+    "qwen3-coder": Writer(format=Qwen3CoderFormat(), vocabulary=lambda: small("qwen3"), json_calls=False),
+    "deepseek-r1-0528": Writer(
+        format=DeepSeekFormat(variant="r1-0528"), vocabulary=lambda: small("deepseek_v3")
+    ),
 }
 TOKENS = [token for tokens in CONTROL_TOKENS.values() for token in tokens]
 PIECES = [

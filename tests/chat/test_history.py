@@ -81,6 +81,10 @@ READ = {
         calling(args={"a": 1}, type="tool_call"),
         [Message("assistant", "", tool_calls=(CALL,))],
     ),
+    "a call with two ids": (
+        calling(id="fc1", call_id="c1", arguments={"a": 1}),
+        [Message("assistant", "", tool_calls=(CALL,))],
+    ),
     "no arguments": (
         calling(arguments=""),
         [Message("assistant", "", tool_calls=(ToolCall("f", {}, id="c1"),))],

@@ -118,6 +118,7 @@ def test_help_names_every_command(macmoe, play):
     result = macmoe("chat", stdin="/help\n/quit\n/undo\n")
     assert result.exit_code == 0
     assert all(f"\n{name}" in f"\n{result.stderr}" for name in COMMANDS)
+    assert max(map(len, result.stderr.splitlines())) < 80
 
 
 def test_a_saved_conversation_goes_on(macmoe, play, tmp_path):

@@ -47,3 +47,10 @@ def test_commands_and_options_are_completed():
 
 def test_an_unknown_shell_is_wrong_usage(macmoe):
     assert macmoe("completion", "tcsh").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "words", ["generate --model", "inspect", "score", "bench", "score tiny:qwen3 --against"]
+)
+def test_models_are_completed(words):
+    assert "gpt-oss-20b" in completed(f"macmoe {words} gpt-")

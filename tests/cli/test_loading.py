@@ -9,7 +9,7 @@ import pytest
 from macmoe.checkpoint import load_weights, parameters_of
 from macmoe.cli import loading
 from macmoe.families import family_of
-from macmoe.session import open_weights
+from macmoe.loading import open_weights
 from tests.assets.build import HUB
 
 

@@ -183,6 +183,7 @@ AT_ONCE = (
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_are_one_line(macmoe, data: str, tmp_path: Path, mistake: str, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MACMOE_MODEL")
     for name, rows in ROWS.items():
         Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments, message = MISTAKES[mistake]

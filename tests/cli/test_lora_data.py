@@ -125,6 +125,23 @@ def test_preview_skips_bad_rows_where_that_is_asked_for(macmoe, tmp_path):
     assert f"2 bad rows left out, the first: {path}:1: not valid JSON" in run.stderr
 
 
+def test_preview_reads_named_columns_and_names_the_others_once(macmoe, tmp_path):
+    row = {"task": "What is 3 + 4?", "solution": "3+4=7", "answer": "7", "id": 1, "source": "x"}
+    path = str(write_lines(tmp_path / "data.jsonl", row, row))
+    refused = macmoe("lora", "preview", path)
+    assert refused.exit_code == 1
+    assert "`--columns COLUMN=prompt,COLUMN=completion`" in refused.stderr
+    columns = "task=prompt,solution=reasoning,answer=completion"
+    run = macmoe("lora", "preview", path, "--columns", columns, "--json")
+    assert run.exit_code == 0, run.output
+    found = json.loads(run.stdout)["train"]
+    assert found["notes"] == ["columns 'id', 'source' are not used (2, 2 rows)"]
+    assert [part["text"] for part in found["shown"][0]["parts"][1:]] == [
+        "<think>\n3+4=7\n</think>",
+        "\n\n7<|im_end|>",
+    ]
+
+
 def test_distill_writes_verified_samples_and_goes_on(macmoe, tmp_path):
     questions = write_lines(tmp_path / "questions.jsonl", THINKS, DIRECT, DIRECT | {"answer": None})
     (tmp_path / "check.py").write_text(
@@ -133,7 +150,10 @@ def test_distill_writes_verified_samples_and_goes_on(macmoe, tmp_path):
     out = tmp_path / "out.jsonl"
     arguments = ("lora", "distill", str(questions), "--out", str(out), "--max-tokens", "60", "--tries", "2")
     verify = ("--verify", f"{tmp_path / 'check.py'}:check")
-    run = macmoe(*arguments, *verify)
+    renamed = tmp_path / "renamed.jsonl"
+    renamed.write_text(questions.read_text().replace('"prompt"', '"task"'))
+    named = ("lora", "distill", str(renamed), *arguments[3:], "--columns", "task=prompt")
+    run = macmoe(*named, *verify)
     assert run.exit_code == 0, run.output
     (line,) = out.read_text().splitlines()
     user, answer = json.loads(line)["messages"]
@@ -183,10 +203,13 @@ def test_distill_refuses_in_one_line_and_leaves_nothing(macmoe, tmp_path, option
 
 
 def test_examine_measures_modes_and_answers(macmoe, tmp_path):
-    questions = write_lines(tmp_path / "questions.jsonl", THINKS, DIRECT)
+    rows = [{"task": row["prompt"], "id": 1, "completion": row["completion"]} for row in (THINKS, DIRECT)]
+    questions = write_lines(tmp_path / "questions.jsonl", *rows)
     arguments = ("lora", "examine", str(questions), "--verify", "exact", "--max-tokens", "60")
+    arguments += ("--columns", "task=prompt")
     run = macmoe(*arguments, "--mode", "on", "--mode", "off")
     assert run.exit_code == 0, run.output
+    assert "column 'id' is not used (2 rows)" in run.stderr
     header, on, off = run.stdout.splitlines()
     assert header.split()[:4] == ["mode", "kept", "complete", "right"]
     assert on.split()[:4] == ["on", "100.0%", "100.0%", "100.0%"]

@@ -97,6 +97,12 @@ def test_an_end_that_comes_late_is_none(pipe):
     refuse_late_text()
 
 
+def test_a_closed_input_adds_nothing(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert given_text("Hello") == "Hello"
+    refuse_late_text()
+
+
 def test_a_file_that_is_not_utf8_is_named(tmp_path):
     path = tmp_path / "latin"
     path.write_bytes(b"caf\xe9")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from macmoe.session import load_model, open_weights
+from macmoe.loading import load_model, open_weights
 from macmoe.shards import Shards
 from macmoe.tuning.fuse import write_fused
 from macmoe_converters import open_conversion

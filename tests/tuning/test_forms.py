@@ -72,10 +72,15 @@ TURNS = [message.to_dict() for message in PLAIN]
 PAIRS = {
     "with a prompt": ({"prompt": "Add.", **PAIR}, "chosen=completion"),
     "with an instruction": ({"instruction": "Add.", "input": "", **PAIR}, "chosen=completion"),
-    "whole conversations": ({"prompt": "Add.", "chosen": TURNS, "rejected": TURNS}, "chosen=messages"),
+    "whole conversations": ({"prompt": "Add.", "chosen": TURNS, "rejected": TURNS}, "chosen=completion"),
+    "whole conversations, without a prompt": ({"chosen": TURNS, "rejected": TURNS}, "chosen=completion"),
+    "whole conversations, with a prompt of messages": (
+        {"prompt": TURNS[:1], "chosen": TURNS, "rejected": TURNS},
+        "chosen=completion",
+    ),
     "LLaMA-Factory": (
         {"conversations": [{"from": "human", "value": "Add."}], "chosen": TURNS[1], "rejected": TURNS[1]},
-        "conversations=prompt,chosen=completion",
+        "chosen=completion",
     ),
 }
 
@@ -153,9 +158,75 @@ def test_columns_stand_in_a_file_of_settings(tmp_path, columns):
     assert read_run(tmp_path / "run.toml", given).data.columns == {"a": "prompt", "b": "completion"}
 
 
-def test_thinking_that_is_no_mode_says_how_it_is_read():
-    row = {"prompt": "Q", "thinking": "Let me see.", "answer": "A"}
+@pytest.mark.parametrize(
+    "column", ["thinking", "reasoning", "reasoning_content", "cot", "thought", "rationale"]
+)
+def test_reasoning_has_many_names(column):
+    row = {"prompt": "Q", column: "Let me see.", "answer": "A"}
+    assert read_record(row, SOMEWHERE) == (record("Q", ("Let me see.", "A")), [])
+
+
+def test_one_word_of_thinking_that_is_no_mode_says_how_it_is_read():
+    row = {"prompt": "Q", "thinking": "Hm.", "answer": "A"}
     with pytest.raises(DatasetError, match=re.escape("`--columns thinking=reasoning` reads it")):
         read_record(row, SOMEWHERE)
-    found, _ = read_record(row, SOMEWHERE, {"thinking": "reasoning"})
-    assert found == record("Q", ("Let me see.", "A"))
+    assert read_record(row, SOMEWHERE, {"thinking": "reasoning"})[0] == record("Q", ("Hm.", "A"))
+
+
+ASSEMBLED = {"instruction": "Add.", "input": "1 and 2", "output": "3", "prompt": "### Add. 1 and 2: 3"}
+AMBIGUOUS = {
+    "a prompt that was put together": (ASSEMBLED, "`--columns instruction=prompt` takes 'instruction'"),
+    "a context of a question": (
+        {"question": "Add.", "context": "1 and 2", "answer": "3"},
+        "`--columns question=instruction` joins the two",
+    ),
+    "two answers": (
+        {"prompt": "Add.\n\n1 and 2", "solution": "4", "answer": "3"},
+        "`--columns answer=completion` chooses one",
+    ),
+    "two questions of a pair": (
+        {"prompt": "Other.", "chosen": [m.to_dict() for m in ASKED], "rejected": "4"},
+        "`--columns COLUMN=messages` takes",
+        {"chosen": "completion"},
+        {"chosen": "messages"},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", AMBIGUOUS.values(), ids=AMBIGUOUS)
+def test_columns_that_disagree_are_refused_with_the_option_that_chooses(case):
+    row, hint, *named = case
+    with pytest.raises(DatasetError, match=re.escape(hint)) as refused:
+        read_record(row, SOMEWHERE, named[0] if named else None)
+    assert "\n" not in str(refused.value)
+    columns = named[1] if named else parse_columns(hint.split("`")[1].removeprefix("--columns "))
+    assert read_record(row, SOMEWHERE, columns)[0].messages == ASKED
+
+
+def test_an_input_that_stands_in_the_prompt_is_no_rival():
+    row = {"prompt": "Add 1 and 2.", "input": "1 and 2", "output": "3"}
+    assert read_record(row, SOMEWHERE)[1] == ["input"]
+
+
+def test_a_system_text_is_said_once():
+    row = {"prompt": "Add.", "completion": "3", "system": "S"}
+    turns = [Message("system", "S").to_dict(), *TURNS]
+    expected = read_record(row, SOMEWHERE)[0]
+    assert read_record({"messages": turns, "system": "S "}, SOMEWHERE)[0] == expected
+    assert (
+        read_record({"prompt": turns[:2], "completion": turns[2:], "system": "S"}, SOMEWHERE)[0] == expected
+    )
+
+
+@pytest.mark.parametrize(
+    "turns", [[["Add.", "3"]], [{"human": "Add.", "assistant": "3"}], [{"input": "Add.", "output": "3"}]]
+)
+def test_a_question_and_its_answer_may_be_one_item_of_a_conversation(turns):
+    assert read_record({"conversation": turns}, SOMEWHERE)[0].messages == PLAIN
+
+
+def test_flags_and_calls_of_a_message_may_be_empty_or_text():
+    answer = {**TURNS[1], "weight": "", "train": " ", "tool_calls": '[{"name": "f", "arguments": {}}]'}
+    found, _ = read_record({"messages": [TURNS[0], answer], "tools": "null"}, SOMEWHERE)
+    assert found.weights == (0.0, 1.0)
+    assert found.messages[1].tool_calls[0].name == "f"

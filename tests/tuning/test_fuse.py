@@ -18,8 +18,8 @@ from macmoe.adapters.lora import LoraSpec
 from macmoe.checkpoint import DTYPES, Checkpoint
 from macmoe.cli import cli
 from macmoe.errors import CheckpointError, UsageError
+from macmoe.loading import load_model, open_weights
 from macmoe.location import BUILT_IN, find_model
-from macmoe.session import load_model, open_weights
 from macmoe.tuning.fuse import NOISE, Effect, fuse, record, stored_types, write_fused
 from tests.tuning.tiny import randomize
 
