@@ -73,6 +73,7 @@ def test_on_a_terminal_a_bar_shows_figures_and_notes_stand_above_it(data, tmp_pa
     arguments = ("lora", "train", *TINY, "--data", data, "--out", str(tmp_path / "run"), "--steps", "3")
     more = ("--evaluate-every", "1", "--valid-share", "0.3", "--sample-prompts", "What is 2 + 3?")
     with PseudoTerminal("-m", "macmoe", *arguments, *more) as terminal:
+        terminal.expect("0 of 3")
         terminal.expect("1 of 3  loss ")
         terminal.expect(" tokens/s")
         terminal.expect(" left")
