@@ -62,6 +62,7 @@ SETTINGS: tuple[tuple[str, str, Any, str], ...] = (
     ("train", "clip", float, "Largest norm of an update's gradient."),
     ("train", "evaluate_every", int, "Updates between two evaluations."),
     ("train", "save_every", int, "Updates between two savings."),
+    ("train", "log_every", int, "Updates between two lines on losses, where no terminal shows a bar."),
     ("train", "patience", int, "Stop after so many evaluations without a better one; 0: never."),
     ("train", "balance", float, "Weight of the loss that keeps experts in use, where routers are adapted."),
     ("train", "sample_prompts", tuple, "A question to answer at every evaluation; may be repeated."),
@@ -88,10 +89,9 @@ def run_options(command: Callable[..., None], *, reads_data: bool = True) -> Cal
     data_otherwise = {} if reads_data else {"data": {"data": ""}}
 
     @functools.wraps(command)
-    def with_run(
-        model: str | None, data: str | None, out: Path | None, config: Path | None, **arguments: Any
-    ) -> None:
-        given: dict[str, Any] = {"model": model, "out": out, "data": {"data": data}, "lora": {}, "train": {}}
+    def with_run(model: str | None, data: str | None, config: Path | None, **arguments: Any) -> None:
+        given: dict[str, Any] = {"model": model, "data": {"data": data}, "lora": {}, "train": {}}
+        given |= {name: arguments.pop(name) for name in ("out", "adapter")}
         for section, name, *_ in SETTINGS:
             value = arguments.pop(name)
             if name in BY_COMMA and value is not None:
@@ -109,6 +109,11 @@ def run_options(command: Callable[..., None], *, reads_data: bool = True) -> Cal
             "--out",
             type=UserPath(),
             help=f"The folder of the run.{_default_of(RunOptions, 'out')}",
+        ),
+        click.option(
+            "--adapter",
+            type=UserPath(),
+            help="Begin with this adapter (macmoe, PEFT, mlx-lm), and train what it adapts.",
         ),
     ]
     for section, name, kind, text in SETTINGS:

@@ -24,6 +24,7 @@ import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -91,13 +92,13 @@ class LoraOptions:
     @property
     def trains_router(self) -> bool:
         """Whether a target names routers."""
-        return bool({"router", *ROUTERS} & set(self.targets))
+        return any(target == "router" or _names_router(target) for target in self.targets)
 
 
 # Of the numbers of `TrainOptions`: names, the least and what they have to stay below, and what an error says.
 RANGES: tuple[tuple[tuple[str, ...], tuple[float, float], str], ...] = (
     (
-        ("epochs", "steps", "rows", "accumulate", "save_every", "sample_tokens"),
+        ("epochs", "steps", "rows", "accumulate", "save_every", "log_every", "sample_tokens"),
         (1, math.inf),
         "has to be 1 or more",
     ),
@@ -133,6 +134,7 @@ class TrainOptions:
         compile: Let MLX fuse the step's small operations; None: on a GPU.
         evaluate_every: Updates between two evaluations; 0: only at the end.
         save_every: Updates between two savings.
+        log_every: Updates between two lines on losses, where no terminal shows a bar.
         patience: Stop after this many evaluations without a better one; 0: never.
         balance: Weight of the loss that keeps experts in use while routers are adapted
             (`macmoe.tuning.balance`); 0: none.
@@ -158,6 +160,7 @@ class TrainOptions:
     compile: bool | None = None
     evaluate_every: int = 100
     save_every: int = 50
+    log_every: int = 10
     patience: int = 0
     balance: float = 0.0
     sample_prompts: tuple[str, ...] = ()
@@ -180,20 +183,34 @@ class TrainOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """One run: which model learns what, and where the adapter goes."""
+    """One run: which model learns what, and where the adapter goes.
+
+    Attributes:
+        model: The model.
+        data: What is learned.
+        out: The folder of the run.
+        adapter: An adapter to begin with (macmoe, PEFT, mlx-lm); it says what is adapted, instead of `lora`.
+        lora: What is adapted, and how.
+        train: How it is trained.
+    """
 
     model: str
     data: DataOptions
+    adapter: Path | None = None
     out: Path = Path("adapter")
     lora: LoraOptions = LoraOptions()
     train: TrainOptions = TrainOptions()
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
-        if self.train.balance and not self.lora.trains_router:
+        if self.train.balance and not (self.lora.trains_router or self.adapter):
             raise UsageError(
                 "balance is the weight of a loss on routers, which stay frozen; add router to the targets"
             )
+
+
+def _names_router(target: str) -> bool:
+    return target in ROUTERS or any(fnmatchcase(target, router) for router in ROUTERS)
 
 
 def read_run(
@@ -272,7 +289,7 @@ def _value(value: Any, hint: Any, where: str) -> Any:
         return _build(hint, value, where)  # type: ignore[arg-type]
     if isinstance(value, list):
         value = tuple(value)
-    if hint is Path and isinstance(value, str):
+    if hint in (Path, Path | None) and isinstance(value, str):
         value = expand_home(value)
     kinds = (Mapping,) if get_origin(hint) is dict else get_args(hint) or (hint,)
     if not any(_is_a(value, kind) for kind in kinds) or (kinds == (str, ...) and _has_others(value)):

@@ -101,10 +101,16 @@ class Metrics:
         complete = self.path.read_text(encoding="utf-8").split("\n")[:-1]
         return [json.loads(line) for line in complete]
 
-    def rewind(self, step: int) -> None:
-        """Forget what came after a step, because the run goes on from there; step 0 begins the file anew."""
-        lines = self.lines() if step else []
-        kept = [json.dumps(line, ensure_ascii=False) + "\n" for line in lines if line["step"] <= step]
+    def rewind(self, step: int, *, looks: bool = True) -> None:
+        """Forget what came after a step, because the run goes on from there; step 0 begins the file anew.
+
+        Args:
+            step: The last step to keep.
+            looks: Whether its evaluation and its samples are kept, too.
+        """
+        lines = [line for line in self.lines() if line["step"] <= step] if step else []
+        lines = [line for line in lines if looks or line["step"] < step or "loss" in line]
+        kept = [json.dumps(line, ensure_ascii=False) + "\n" for line in lines]
         if self.active:
             replace_file(self.path, lambda draft: draft.write_text("".join(kept), encoding="utf-8"))
 

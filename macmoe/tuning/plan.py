@@ -31,11 +31,12 @@ INSIDE = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What the memory depends on."""
+    """What the memory depends on; `fixed`: there is an adapter already, whose shape cannot change."""
 
     lora: LoraOptions
     train: TrainOptions
     row_length: int
+    fixed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +136,7 @@ def changes(settings: Settings) -> Iterator[tuple[str, Settings]]:
         text = f"rows = 1 and accumulate = {train.accumulate * train.rows}"
         train = replace(train, rows=1, accumulate=train.accumulate * train.rows)
         yield text, replace(settings, train=train)
-    if not lora.shared and any("experts" in target for target in lora.targets):
+    if not (lora.shared or settings.fixed) and any("experts" in target for target in lora.targets):
         lora = replace(lora, shared=True)
         yield "shared = true", replace(settings, train=train, lora=lora)
     length = settings.row_length

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
 import mlx.core as mx
 
-from macmoe.adapters.attach import attach, select
+from macmoe.adapters.attach import apply, attach, select
 from macmoe.chat.format import Thinking
 from macmoe.chat.messages import Message
 from macmoe.checkpoint import parameters_of
@@ -22,6 +22,7 @@ from macmoe.sampling import SamplingOptions
 from macmoe.session import Session, load
 from macmoe.tuning.config import RunOptions, TrainOptions
 from macmoe.tuning.data import find_files
+from macmoe.tuning.origin import begin_with, digest_of
 from macmoe.tuning.plan import Estimate, Settings, check_fits
 from macmoe.tuning.planned import open_planned
 from macmoe.tuning.prepare import Prepared, prepare
@@ -29,11 +30,17 @@ from macmoe.tuning.records import Question
 from macmoe.tuning.replies import ask
 from macmoe.tuning.run_state import check_fresh, check_saved
 from macmoe.tuning.trackers import libraries
-from macmoe.tuning.trainer import TrainData, Trainer
+from macmoe.tuning.train_data import TrainData
+from macmoe.tuning.trainer import Trainer
 
 
 def _settings(options: RunOptions) -> Settings:
-    return Settings(lora=options.lora, train=options.train, row_length=options.data.row_length)
+    return Settings(
+        lora=options.lora,
+        train=options.train,
+        row_length=options.data.row_length,
+        fixed=options.adapter is not None,
+    )
 
 
 def empty_model(name: str, *, allow_unknown_keys: bool = False) -> tuple[Family, Model]:
@@ -54,15 +61,15 @@ def plan_run(options: RunOptions, limit: int | None = None, *, allow_unknown_key
         MacmoeError: Model or settings are invalid.
     """
     planned = open_planned(options.model, allow_unknown_keys=allow_unknown_keys)
+    lora = begin_with(options, planned.model, planned.family.name)[0].lora
+    settings = _settings(replace(options, lora=lora))
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
     itemsize = 4 if on_cpu or planned.floats == {"F32"} else 2
     weights = sum(
         array.size * itemsize if array.dtype == mx.float32 else array.nbytes
         for array in parameters_of(planned.model).values()
     )
-    return check_fits(
-        planned.model, _settings(options), weights, itemsize, memory_limit() if limit is None else limit
-    )
+    return check_fits(planned.model, settings, weights, itemsize, memory_limit() if limit is None else limit)
 
 
 def train_data(prepared: Prepared, row_length: int) -> TrainData:
@@ -100,7 +107,7 @@ def answers_of(session: Session, options: TrainOptions) -> Callable[[], list[dic
 
 
 def check_run(options: RunOptions, *, resume: bool = False) -> None:
-    """Refuse what can be told to fail before a model is opened: folder, trackers, data, patience.
+    """Refuse what can be told to fail before a model is opened: folders, trackers, data, patience.
 
     Args:
         options: The run.
@@ -109,11 +116,13 @@ def check_run(options: RunOptions, *, resume: bool = False) -> None:
     Raises:
         CheckpointError: There is no run to go on with.
         DatasetError: There are no such data.
-        UsageError: The folder is a file or holds a run, a tracker is unknown or not installed, or `patience`
-            has no validation data to wait for.
+        UsageError: The folder is a file or holds a run, there is no adapter to begin with, a tracker is
+            unknown or not installed, or `patience` has no validation data to wait for.
     """
     if options.out.exists() and not options.out.is_dir():
         raise UsageError(f"{options.out}: is a file, and a run needs a folder; choose another name")
+    if options.adapter is not None and not options.adapter.is_dir():
+        raise UsageError(f"{options.adapter}: no such folder, and the run is to begin with the adapter in it")
     if resume:
         check_saved(options.out)
     else:
@@ -136,7 +145,7 @@ def open_run(
     allow_unknown_keys: bool = False,
     stage: Callable[[str], Progress | None] = lambda _: None,
 ) -> tuple[Trainer, list[str]]:
-    """Load the model, read the data, put new adapters on the model.
+    """Load the model, read the data, put new adapters on the model, or the one to begin with.
 
     Args:
         options: The run.
@@ -162,10 +171,14 @@ def open_run(
     )
     splits = prepare(options.data, session.format, session.tokenizer)
     length = options.data.row_length
-    lora = options.lora
-    specs = select(session.model, lora.targets, lora.spec, lora.overrides())
     base = fingerprint(session.model)
-    adapters = attach(session.model, specs, options.train.seed)
+    options, begun = begin_with(options, session.model, session.family.name)
+    lora = options.lora
+    if begun is None:
+        specs = select(session.model, lora.targets, lora.spec, lora.overrides())
+        adapters = attach(session.model, specs, options.train.seed)
+    else:
+        adapters = apply(session.model, begun)
     trainer = Trainer(
         session.model,
         adapters,
@@ -177,6 +190,7 @@ def open_run(
         base=base,
         watch=watch,
         answer=answers_of(session, options.train),
+        origin=digest_of(begun) if begun else "",
     )
     if resume:
         trainer.resume()

@@ -7,14 +7,14 @@ the number of the epoch, and nothing else is random.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-from macmoe.adapters.files import read_arrays, write_arrays
+from macmoe.adapters.files import MARKER, read_arrays, write_arrays
 from macmoe.errors import CheckpointError, UsageError
 
 STATE = "state.safetensors"
@@ -29,11 +29,13 @@ class Progress:
         step: Updates done; it decides the learning rate and the next batch.
         best: Lowest validation loss so far, or None.
         waited: Evaluations since then.
+        due: Whether the evaluation after the last update, and the answers that go with it, are still to come.
     """
 
     step: int = 0
     best: float | None = None
     waited: int = 0
+    due: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +66,13 @@ class RunState:
         write_arrays(folder / STATE, arrays, {"macmoe": json.dumps(facts)})
 
     @classmethod
-    def load(cls, folder: Path, identity: Mapping[str, Any]) -> RunState:
+    def load(cls, folder: Path, identity: Mapping[str, Any], free: Sequence[str] = ()) -> RunState:
         """Read the state file of a run.
+
+        Args:
+            folder: Of the run.
+            identity: What has to be the same, by name.
+            free: Names of what may differ all the same.
 
         Raises:
             CheckpointError: It is missing or damaged.
@@ -81,11 +88,8 @@ class RunState:
                     f"{path}: an earlier macmoe did not note the {name} of this run, so it cannot be told "
                     "whether it would go on exactly; choose another folder and begin anew"
                 )
-            if facts["identity"][name] != value:
-                raise UsageError(
-                    f"{path}: this run had {name} = {facts['identity'][name]!r}, not {value!r}; "
-                    "go on with the same settings and data, or choose another folder"
-                )
+            if facts["identity"][name] != value and name not in free:
+                raise UsageError(_another(path, name, facts["identity"][name], value))
         parts: dict[str, dict[str, mx.array]] = {part: {} for part in _PARTS}
         for name, array in arrays.items():
             part, _, rest = name.partition(":")
@@ -93,14 +97,33 @@ class RunState:
         return cls(progress=Progress(**facts["progress"]), identity=facts["identity"], **parts)
 
 
+def _another(path: Path, name: str, was: Any, given: Any) -> str:
+    """Say that a run cannot go on because of one setting, and what can be done."""
+    begun = f"{path}: this run had {name} = {was!r}, not {given!r}"
+    if name not in ("epochs", "steps"):
+        return f"{begun}; go on with the same settings and data, or choose another folder"
+    return (
+        f"{begun}, and its learning rate follows from its length; to train its adapter further, begin a new "
+        f"run with `--adapter {path.parent}` and another --out"
+    )
+
+
 def check_fresh(folder: Path) -> None:
-    """Refuse a folder in which a run was saved.
+    """Refuse a folder in which a run was saved, or which is an adapter.
 
     Raises:
         UsageError: It holds one, which would be overwritten.
     """
     if (folder / STATE).exists():
-        raise UsageError(f"{folder}: holds a run already; resume it, or choose another folder")
+        raise UsageError(
+            f"{folder}: holds a run already; resume it with --resume, or choose another folder (--out)"
+        )
+    found = next((name for name in (MARKER, "adapter_config.json") if (folder / name).exists()), None)
+    if found:
+        raise UsageError(
+            f"{folder}: holds an adapter already ({found}), which would be overwritten; choose another one; "
+            f"`--adapter {folder}` begins with this one"
+        )
 
 
 def check_saved(folder: Path) -> None:

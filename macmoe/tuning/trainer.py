@@ -2,7 +2,7 @@
 
 A step takes its batches from the schedule by number, its learning rate from the step, and divides the summed
 loss of all its batches, on all machines, by their summed weight. So a run is a function of its settings, and
-a resumed one gives bit-equal factors.
+a resumed one gives bit-equal factors. A run that is interrupted saves its last whole update.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 
-from macmoe.adapters.attach import arrays_of, put, taken
+from macmoe.adapters.attach import ROUTERS, arrays_of, put, taken
 from macmoe.adapters.files import save_adapter
 from macmoe.adapters.lora import LowRank
-from macmoe.errors import DatasetError
+from macmoe.errors import DatasetError, UsageError
 from macmoe.pacing import in_step
-from macmoe.tuning.batch import Batch, Sample
+from macmoe.tuning.batch import Batch
 from macmoe.tuning.config import TrainOptions
+from macmoe.tuning.interrupts import Interrupts
 from macmoe.tuning.loss import LossSums, loss_sums
 from macmoe.tuning.metrics import Metrics
 from macmoe.tuning.optimizer import (
@@ -34,63 +35,19 @@ from macmoe.tuning.optimizer import (
     optimizer_arrays,
     restore_optimizer,
 )
-from macmoe.tuning.packing import Plan, Schedule
+from macmoe.tuning.packing import Plan
 from macmoe.tuning.routing import describe_routing, routing_report
 from macmoe.tuning.run_state import Progress, RunState, check_fresh
 from macmoe.tuning.step import Step, slashed
+from macmoe.tuning.train_data import TrainData
 
 BEST = "best"
 ROUTING_BATCHES = 16
 AHEAD_BYTES = 2**30  # what a step may hold before it waits for a CUDA GPU
 # Settings that may change when a run goes on; all others decide the result.
-FREE = ("save_every", "recompute", "sample_prompts", "sample_tokens", "trackers")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainData:
-    """Samples of one split, and where each comes from.
-
-    Attributes:
-        samples: The samples.
-        places: A name for each, for messages.
-        row_length: Places of a row.
-    """
-
-    samples: Sequence[Sample]
-    places: Sequence[str]
-    row_length: int
-
-    def __post_init__(self) -> None:
-        if not any(any(sample.weights) for sample in self.samples):
-            raise DatasetError("no token of the data is supervised: there is nothing to learn from it")
-
-    def schedule(self, options: TrainOptions) -> Schedule:
-        """Return the order of the samples."""
-        return Schedule(
-            lengths=[len(sample.tokens) for sample in self.samples],
-            row_length=self.row_length,
-            rows=options.rows,
-            packed=options.packed,
-            seed=options.seed,
-        )
-
-    def batch(self, plan: Plan) -> Batch:
-        """Lay out one batch."""
-        rows = [[self.samples[index] for index in row] for row in plan.rows]
-        return Batch.of(rows, plan.length)
-
-    def names(self, plan: Plan) -> str:
-        """Say which samples a batch holds."""
-        return ", ".join(self.places[index] for row in plan.rows for index in row)
-
-    @property
-    def digest(self) -> str:
-        """A hash of all tokens and weights."""
-        digest = hashlib.sha256()
-        for sample in self.samples:
-            digest.update(np.array(sample.tokens, np.int64).tobytes())
-            digest.update(np.array(sample.weights, np.float64).tobytes())
-        return digest.hexdigest()[:16]
+FREE = ("save_every", "log_every", "recompute", "sample_prompts", "sample_tokens", "trackers")
+# And those that may where the learning rate does not depend on how long the run is.
+LENGTH = ("epochs", "steps")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,10 +78,11 @@ class Trainer:
         base: Fingerprint of the model without adapters; a run goes on with the same one only.
         watch: Called with every line of the metrics.
         answer: Answers the sample prompts of the options, if there are any.
+        origin: Hash of the adapter that the run began with; empty for a new one.
 
     Attributes:
         progress: How far the run is.
-        saved: Updates at the last saving; those since are lost where the run stops.
+        saved: Updates at the last saving.
     """
 
     def __init__(
@@ -140,10 +98,11 @@ class Trainer:
         base: str = "",
         watch: Callable[[Mapping[str, Any]], None] = lambda _: None,
         answer: Callable[[], Sequence[Mapping[str, Any]]] | None = None,
+        origin: str = "",
     ) -> None:
         self.model, self.adapters, self.options = model, adapters, options
         self.train_data, self.valid_data, self.out = train, valid, out
-        self.family, self.base = family, base
+        self.family, self.base, self.origin = family, base, origin
         self.group = mx.distributed.init()
         self.optimizer = OPTIMIZERS[options.optimizer](options)
         self.factors = arrays_of(adapters)
@@ -151,10 +110,17 @@ class Trainer:
         self.math = Step(model, adapters, self.optimizer, options)
         self.progress = Progress()
         self.saved = 0
+        self._interrupts = Interrupts()
+        self._torn = False  # whether factors, optimizer and progress are of different updates
         self.schedule = train.schedule(options)
         self.steps = self._count_steps()
         self.answer = answer
         self.metrics = Metrics(out, watch, options.trackers, active=self.group.rank() == 0)
+
+    @property
+    def adapts_routers(self) -> bool:
+        """Whether any router has an adapter."""
+        return any(fnmatchcase(path, router) for path in self.adapters for router in ROUTERS)
 
     @property
     def per_step(self) -> int:
@@ -180,6 +146,7 @@ class Trainer:
             "base model": self.base,
             "adapted matrices": adapted,
             "machines": self.group.size(),
+            **({"adapter to begin with": self.origin} if self.origin else {}),
         }
 
     def resume(self) -> None:
@@ -187,14 +154,18 @@ class Trainer:
 
         Raises:
             CheckpointError: There is none, or it is damaged.
-            UsageError: It was another run.
+            UsageError: It was another run, or it is further than this one would go.
         """
-        state = RunState.load(self.out, self.identity)
+        state = RunState.load(self.out, self.identity, LENGTH if self.options.schedule == "constant" else ())
+        if state.progress.step > self.steps:
+            raise UsageError(
+                f"{self.out}: this run has made {state.progress.step} updates already, more than {self.steps}"
+            )
         put(self.adapters, state.factors)
         self.factors, self.progress = arrays_of(self.adapters), state.progress
         self.saved = self.progress.step
         restore_optimizer(self.optimizer, dict(state.optimizer))
-        self.metrics.rewind(self.progress.step)
+        self.metrics.rewind(self.progress.step, looks=not self.progress.due)
 
     def run(self) -> Progress:
         """Train to the end, or until it no longer pays; return how far it went.
@@ -203,47 +174,97 @@ class Trainer:
             DatasetError: The loss or the gradient of a step is not a number; what was saved before is kept.
             CheckpointError: The disk is full; what was saved before is kept.
             UsageError: The folder holds a run that would be overwritten.
+            KeyboardInterrupt: It was interrupted; the last whole update is saved, unless it was twice.
         """
         if self.progress.step == 0:
             check_fresh(self.out)
             self.metrics.rewind(0)  # of a run that was killed before its first saving
-        try:
-            with self.math.ready(), in_step(AHEAD_BYTES):
-                self._loop()
-        finally:
-            put(self.adapters, self.factors)
-            self.metrics.close()
+        with self._interrupts.listening():
+            try:
+                with self.math.ready(), in_step(AHEAD_BYTES):
+                    self._loop()
+            except KeyboardInterrupt:
+                self._save_what_is_whole()
+                raise
+            finally:
+                put(self.adapters, self.factors)
+                self.metrics.close()
         return self.progress
 
     @property
-    def _stopped(self) -> bool:
+    def ended(self) -> bool:
+        """Whether there is nothing left to do: all updates are made, or evaluations got no better."""
+        return self.progress.step >= self.steps or self.stopped_early
+
+    @property
+    def stopped_early(self) -> bool:
         """Whether evaluations got no better for too long."""
         return 0 < self.options.patience <= self.progress.waited
 
     def _loop(self) -> None:
-        options = self.options
         batches = self.schedule.batches(self.progress.step * self.per_step)
-        while self.progress.step < self.steps and not self._stopped:
-            begin = time.perf_counter()
-            update = self._step(list(itertools.islice(batches, self.per_step)))
-            self.progress = replace(self.progress, step=self.progress.step + 1)
-            self.metrics.update(update, time.perf_counter() - begin)
-            last = self.progress.step == self.steps
-            if last or (options.evaluate_every and self.progress.step % options.evaluate_every == 0):
-                self._evaluate_and_compare()
-                self._answer_samples()
-            if last or self._stopped or self.progress.step % options.save_every == 0:
-                self.save()
-                self.saved = self.progress.step
+        changed = False
+        while True:
+            if self.progress.due:
+                self._look()
+                changed = True
+            if changed and (self.ended or self.progress.step % self.options.save_every == 0):
+                self._save_and_count()
+            if self.ended:
+                return
+            self._advance(list(itertools.islice(batches, self.per_step)))
+            changed = True
 
-    def _step(self, batches: Sequence[tuple[int, Plan]]) -> Update:
-        """Compute and apply one update."""
+    def _advance(self, batches: Sequence[tuple[int, Plan]]) -> None:
+        """Make one update; an interruption comes before it or after it."""
+        begin = time.perf_counter()
+        mine, gradients, sums, balance = self._gradients_of(batches)
+        with self._interrupts.held():
+            self._torn = True
+            update = self._apply(batches, mine, gradients, (sums, balance))
+            self.progress = replace(self.progress, step=update.step, due=self._is_due(update.step))
+            self._torn = False
+            self.metrics.update(update, time.perf_counter() - begin)
+
+    def _is_due(self, step: int) -> bool:
+        every = self.options.evaluate_every
+        return step == self.steps or bool(every and step % every == 0)
+
+    def _look(self) -> None:
+        """Evaluate, and answer the sample prompts; what is interrupted is done again from the beginning."""
+        progress = self._compared()
+        self._answer_samples()
+        self.progress = replace(progress, due=False)
+
+    def _save_and_count(self) -> None:
+        self.save()
+        self.saved = self.progress.step
+
+    def _save_what_is_whole(self) -> None:
+        """Save the last update of an interrupted run."""
+        put(self.adapters, self.factors)
+        if self.progress.step > self.saved and not self._torn:
+            self._save_and_count()
+
+    def _gradients_of(self, batches: Sequence[tuple[int, Plan]]) -> tuple[Any, ...]:
+        """Return this machine's batches of an update, the gradients of all, sums of losses, and balance."""
         mine = [plan for _, plan in batches[self.group.rank() :: self.group.size()]]
         laid_out = [self.train_data.batch(plan) for plan in mine]
         weight = self._over_machines(sum((batch.weights.sum() for batch in laid_out), mx.array(0.0)))
         gradients, sums, balance = self._gradients(laid_out, weight)
         gradients = {name: self._over_machines(gradient) for name, gradient in gradients.items()}
         sums = LossSums(loss=self._over_machines(sums.loss), weight=self._over_machines(sums.weight))
+        return mine, gradients, sums, balance
+
+    def _apply(
+        self,
+        batches: Sequence[tuple[int, Plan]],
+        mine: Sequence[Plan],
+        gradients: dict[str, mx.array],
+        figures: tuple[LossSums, mx.array],
+    ) -> Update:
+        """Put one update into the factors."""
+        sums, balance = figures
         rate = learning_rate(self.options, self.progress.step, self.steps)
         self.optimizer.learning_rate = rate
         factors, norm = self.math.updated(self.factors, gradients)
@@ -298,18 +319,18 @@ class Trainer:
         """Return the summed losses of all samples, without changing anything."""
         return evaluate(self.model, data, replace(self.options, seed=0))
 
-    def _evaluate_and_compare(self) -> None:
+    def _compared(self) -> Progress:
+        """Evaluate, keep the adapter if it is the best, and return the progress after that."""
         if self.valid_data is None:
-            return
+            return self.progress
         sums = self.evaluate(self.valid_data)
         self.metrics.evaluation(self.progress.step, sums)
         best = self.progress.best
-        if best is None or sums.mean < best:
-            self.progress = replace(self.progress, best=sums.mean, waited=0)
-            if self.group.rank() == 0:
-                save_adapter(taken(self.adapters), self.out / BEST, self.family)
-        else:
-            self.progress = replace(self.progress, waited=self.progress.waited + 1)
+        if best is not None and sums.mean >= best:
+            return replace(self.progress, waited=self.progress.waited + 1)
+        if self.group.rank() == 0:
+            save_adapter(taken(self.adapters), self.out / BEST, self.family)
+        return replace(self.progress, best=sums.mean, waited=0)
 
     def _answer_samples(self) -> None:
         if self.answer is not None and self.group.rank() == 0:
