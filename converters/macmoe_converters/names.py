@@ -12,6 +12,7 @@ from pathlib import Path
 
 from macmoe.errors import ConversionError
 from macmoe.shards import first_five
+from macmoe_converters.packing import FLOATS
 
 # Around any module: torch.compile, checkpointed activations, FSDP. No parameter has such a name.
 ANYWHERE = re.compile(r"(?<![^.])(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
@@ -25,6 +26,7 @@ EMBEDDING = "model.embed_tokens."
 # What a decoder holds, which a save of it alone has at the top; OpenAI's original has a norm there, too.
 DECODER = ("embed_tokens.", "layers.")
 NORM = "norm."
+BLOCKS = "_blocks"  # of MXFP4, which are bytes
 
 
 def _without_wrappers(names: Mapping[str, str]) -> dict[str, str]:
@@ -59,6 +61,19 @@ def _with_embedding(names: Mapping[str, str]) -> dict[str, str]:
         return dict(names)
     return {
         name: EMBEDDING + found.removeprefix(HEAD) if found.startswith(HEAD) else found
+        for name, found in names.items()
+    }
+
+
+def decoded_names(names: Mapping[str, str], types: Mapping[str, str]) -> dict[str, str]:
+    """Call experts in floats by their own name where transformers 5 saved them as the blocks they came from.
+
+    Args:
+        names: The names that rules know, by those that are stored.
+        types: The type of each tensor, by its stored name.
+    """
+    return {
+        name: found.removesuffix(BLOCKS) if found.endswith(BLOCKS) and types[name] in FLOATS else found
         for name, found in names.items()
     }
 

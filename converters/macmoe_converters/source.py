@@ -16,7 +16,7 @@ from macmoe.config_reader import permitted
 from macmoe.errors import ConfigError, ConversionError
 from macmoe.families import known_config
 from macmoe.shards import Shards
-from macmoe_converters.names import plain_names
+from macmoe_converters.names import decoded_names, plain_names
 from macmoe_converters.original import hub_config, is_original
 from macmoe_converters.packing import FLOATS, Tensor, e8m0_values, fp8_blocks, mxfp4_blocks, packed, plain
 from macmoe_converters.rows import Rows, stored
@@ -100,7 +100,8 @@ class Source:
         self._shards = Shards(self.folder)
         file = str(self.folder / "config.json")
         tied = config.get("tie_word_embeddings") is True
-        plain = plain_names(self._shards.tensors, self.folder, tied=tied)
+        types = {name: info.dtype for name, info in self._shards.tensors.items()}
+        plain = decoded_names(plain_names(types, self.folder, tied=tied), types)
         self.stored_names = {name: original for original, name in plain.items()}
         tensors = {name: self._shards.tensors[original] for name, original in self.stored_names.items()}
         self.layout = layout_of(self.folder, config, tensors)

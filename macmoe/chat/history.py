@@ -181,7 +181,7 @@ def _read_part(part: Any, found: _Content, ignored: MutableSet[str]) -> None:
     data = {"text": part} if isinstance(part, str) else part
     kind = data.get("type", "text") if isinstance(data, Mapping) else None
     if kind not in (*_PARTS, *_BLOCKS):
-        medium = _medium(kind)
+        medium = medium_of(kind)
         held = f" but {medium} ({kind!r}); these models read text only" if medium else f": {brief(part)}"
         raise ChatFormatError(f"the content of a message has a part that is no text{held}")
     if kind == "tool_use":
@@ -236,9 +236,9 @@ def _leave_out(
 ) -> None:
     """Note what is about a message, and refuse what could be part of it."""
     for key in map(str, others):
-        if key in _METADATA or (key.endswith(_METADATA_ENDS) and not _medium(key)):
+        if key in _METADATA or (key.endswith(_METADATA_ENDS) and not medium_of(key)):
             ignored.add(key)
-        elif medium := _medium(key):
+        elif medium := medium_of(key):
             raise ChatFormatError(
                 f"{what} holds {medium} ({key!r}), and these models read text only; leave it out"
             )
@@ -249,7 +249,8 @@ def _leave_out(
             )
 
 
-def _medium(key: Any) -> str | None:
+def medium_of(key: Any) -> str | None:
+    """Return what a key of this name holds that is no text, in words; None: nothing of the kind."""
     words = (word.lower() for word in _WORDS.findall(key)) if isinstance(key, str) else ()
     return next((_MEDIA[word] for word in words if word in _MEDIA), None)
 

@@ -6,9 +6,10 @@ everything write it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from macmoe.chat.history import medium_of
 from macmoe.config import nearest
 from macmoe.errors import DatasetError, UsageError
 from macmoe.tuning.spellings import (
@@ -93,7 +94,9 @@ def read_fields(
             used, others = spelled(fields, table, hint=True)
             absent = {name for name in optional if is_empty(used.get(name))}
             used = {name: value for name, value in used.items() if name not in absent}
-            return used, ignored + [key for key in others if not is_empty(named[key])]
+            unused = ignored + [key for key in others if not is_empty(named[key])]
+            _refuse_media(unused)
+            return used, unused
     known = ", ".join(" + ".join(needed) for needed in MAIN_FORMS)
     raise DatasetError(
         pair_in(row)
@@ -191,6 +194,17 @@ def _way_on(row: Mapping[str, Any], columns: Mapping[str, str] | None) -> str:
     if missing:
         return f"; it does not have {' and '.join(map(repr, missing))}, which --columns names"
     return "; `--columns COLUMN=prompt,COLUMN=completion` says what its columns are" if row else ""
+
+
+def _refuse_media(columns: Iterable[str]) -> None:
+    """Refuse what a question may be about and no model here can see; a file may just be where it comes from."""
+    held = ((column, medium_of(column)) for column in columns)
+    column, medium = next(((name, kind) for name, kind in held if kind not in (None, "a file")), ("", None))
+    if medium:
+        raise DatasetError(
+            f"holds {medium} ({column!r}), and these models read text only; leave such rows out, as "
+            "--skip-bad does, or remove the column"
+        )
 
 
 def _refuse_bad_rating(fields: Mapping[str, Any], form: _Form) -> None:

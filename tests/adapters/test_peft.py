@@ -41,6 +41,12 @@ GRADIENTS = 2e-6  # relative to the largest value of a gradient
 LOGITS = 1e-5
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> None:
+    """Let torch not wait for threads of its own: tests run in parallel already."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="module", params=CONFIGS)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     folder = tmp_path_factory.mktemp("peft") / request.param

@@ -110,3 +110,17 @@ def test_two_ways_of_naming_at_once_are_refused(tmp_path_factory, prefix, some):
 def test_one_tensor_under_two_names_is_refused(tmp_path, name):
     with pytest.raises(ConversionError, match=r"named in another way than the others.*save the model again"):
         plain_names([*NAMES, name], tmp_path)
+
+
+def test_decoded_experts_may_have_the_names_of_their_blocks(tmp_path):
+    """As save_pretrained of transformers 5.23 names them after it has decoded MXFP4."""
+    config = CONFIGS["gpt_oss"]
+    weights = draw(config)
+    matrices = ("experts.gate_up_proj", "experts.down_proj")
+    stored = {
+        f"{name}_blocks" if name.endswith(matrices) else name: each
+        for name, each in layouts.dequantized(weights, config).items()
+    }
+    assert sum(name.endswith("_blocks") for name in stored) == 2 * config["num_hidden_layers"]
+    conversion = open_conversion(write_folder(tmp_path / "model", config, stored))
+    assert_same_bits(decoded(conversion.config, dict(conversion.tensors())), weights)

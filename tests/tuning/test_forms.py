@@ -230,3 +230,12 @@ def test_flags_and_calls_of_a_message_may_be_empty_or_text():
     found, _ = read_record({"messages": [TURNS[0], answer], "tools": "null"}, SOMEWHERE)
     assert found.weights == (0.0, 1.0)
     assert found.messages[1].tool_calls[0].name == "f"
+
+
+@pytest.mark.parametrize("column", ["image", "images", "audio", "question_image"])
+def test_pictures_and_sounds_beside_a_question_are_refused(column):
+    row = {"question": "How many?", "answer": "3"}
+    with pytest.raises(DatasetError, match=f"'{column}'"):
+        read_record({**row, column: ["a.png"]}, SOMEWHERE)
+    assert read_record({**row, column: []}, SOMEWHERE) == read_record(row, SOMEWHERE)
+    assert read_record({**row, "file": "a.txt"}, SOMEWHERE)[1] == ["file"]
