@@ -59,6 +59,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "lora train": (
         "macmoe lora train --model tiny:qwen3 --data chats.jsonl --out adapters/chats --epochs 2",
         "macmoe lora train --config run.toml --resume",
+        "macmoe lora train --model tiny:qwen3 --data chats.jsonl --adapter adapters/chats --out more",
         'macmoe generate --model tiny:qwen3 --adapter adapters/chats "What is 17 + 25?"',
     ),
     "lora export": ("macmoe lora export adapters/chats --model Qwen/Qwen3-30B-A3B --out chats-peft",),

@@ -32,6 +32,7 @@ from tests.conftest import ROOT
 from tests.tuning.tiny import CONFIGS, EVERYTHING, build, randomize, samples
 
 SPEC = LoraSpec(rank=2, alpha=8.0)
+DRAW = Metrics.draw
 
 
 def data_of(made: list[Sample]) -> TrainData:
@@ -112,7 +113,8 @@ def without_times(line: dict[str, Any]) -> dict[str, Any]:
 KILLED = """
 import sys, time
 from pathlib import Path
-from tests.tuning.test_trainer import trainer
+from tests.tuning.test_trainer import Metrics, trainer
+Metrics.draw = lambda _: None
 run = trainer("gpt_oss", Path(sys.argv[1]), steps=int(sys.argv[2]), save_every=1)
 if (Path(sys.argv[1]) / "state.safetensors").exists():
     run.resume()
@@ -312,6 +314,7 @@ def test_metrics_are_json_lines_with_losses_apart(tmp_path: Path):
 
 
 def test_a_picture_takes_one_look_at_the_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Metrics, "draw", DRAW)
     run = trainer("qwen3", tmp_path, steps=1)
     run.run()
     (tmp_path / PICTURE).unlink()
@@ -325,7 +328,8 @@ def test_a_picture_takes_one_look_at_the_metrics(tmp_path: Path, monkeypatch: py
 SHARED = """
 import json, sys
 from pathlib import Path
-from tests.tuning.test_trainer import trainer
+from tests.tuning.test_trainer import Metrics, trainer
+Metrics.draw = lambda _: None
 run = trainer("qwen3_moe", Path(sys.argv[1]), steps=2, accumulate=1, rows=2, packed=False)
 run.run()
 """
