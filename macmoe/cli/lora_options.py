@@ -126,6 +126,6 @@ def run_options(command: Callable[..., None], *, reads_data: bool = True) -> Cal
 def _default_of(options: type[Any], name: str) -> str:
     """Say the default of a setting as click does; nothing where it is off, empty, or follows from others."""
     default = next(field.default for field in dataclasses.fields(options) if field.name == name)
-    if default in (None, False, (), dataclasses.MISSING):
+    if default is None or default is False or default in ((), dataclasses.MISSING):
         return ""
     return f"  [default: {','.join(default) if isinstance(default, tuple) else default}]"

@@ -31,16 +31,22 @@ class RunView:
         self._stack = ExitStack()
         self._bar: Progress | None = None
         self._times: deque[float] = deque([time.monotonic()], maxlen=RECENT + 1)
-        self._begun = False
+        self._logged = False
 
     def __enter__(self) -> RunView:
-        """Begin; the bar comes with the first update."""
+        """Begin; the bar comes with `begin`."""
         return self
 
     def __exit__(self, *_: object) -> None:
         """Take the bar away."""
         self._stack.close()
         self._bar = None
+
+    def begin(self, done: int, steps: int) -> None:
+        """Show the bar, if there is a terminal and anything left to do; the first update may take long."""
+        self._times[0] = time.monotonic()  # what came before was loading
+        if done < steps and is_terminal(sys.stderr):
+            self._bar = _open_bar(self._stack, done, steps)
 
     def note(self, text: str) -> None:
         """Write a note above the bar, in whole words."""
@@ -66,25 +72,18 @@ class RunView:
 
     def _update(self, line: Mapping[str, Any]) -> None:
         step, steps = line["step"], line["steps"]
-        first, self._begun = not self._begun, True
-        if first and is_terminal(sys.stderr):
-            self._bar = _open_bar(self._stack, step - 1, steps)
-        if first:
-            self._times[0] = time.monotonic()  # what came before was loading
-        else:
-            self._times.append(time.monotonic())
+        self._times.append(time.monotonic())
         speed = f"{line['tokens_per_second']:,.0f} tokens/s"
         if self._bar is not None:
             text = f"{step:,} of {steps:,}  loss {line['loss']:.4f}  {speed}"
             self._bar.update(self._bar.task_ids[0], completed=step, facts=text, left=self._left(steps - step))
-        elif first or step % self._every == 0 or step == steps:
+        elif not self._logged or step % self._every == 0 or step == steps:
+            self._logged = True
             rate = f"learning rate {line['learning_rate']:.3g}"
             note(f"update {step:,} of {steps:,}: loss {line['loss']:.4f}, {rate}, {speed}")
 
     def _left(self, updates: int) -> str:
-        """Say how long the rest takes at the pace of the last updates; nothing after the first one."""
-        if len(self._times) < 2:
-            return ""
+        """Say how long the rest takes at the pace of the last updates."""
         pace = (self._times[-1] - self._times[0]) / (len(self._times) - 1)
         return f"{timedelta(seconds=round(pace * updates))} left"
 
@@ -106,5 +105,7 @@ def _open_bar(stack: ExitStack, done: int, total: int) -> Progress:
     shown = progress.Progress(
         *("training", bar, text, left), console=Console(stderr=True), transient=True, expand=True
     )
-    stack.enter_context(shown).add_task("", total=total, completed=done, facts="", left="")
+    stack.enter_context(shown).add_task(
+        "", total=total, completed=done, facts=f"{done:,} of {total:,}", left=""
+    )
     return shown

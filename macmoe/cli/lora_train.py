@@ -46,6 +46,7 @@ def command(*, options: RunOptions, resume: bool) -> None:
         for remark in remarks:
             note(remark)
         begun_at, begin = trainer.progress.step, time.monotonic()
+        view.begin(trainer.progress.step, trainer.steps)
         _run(trainer, view)
     for line in ending(trainer, options, begun_at, time.monotonic() - begin):
         note(line)

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from macmoe.errors import DatasetError
+
+# What settings are called where "another NAME" is not enough, and those whose values say nothing to a reader.
+WORDS = {"source": "another model", "questions": "other questions"}
+HASHED = ("questions",)
 
 
 class Journal:
@@ -60,9 +64,8 @@ class Journal:
         except (ValueError, KeyError, TypeError) as error:
             raise DatasetError(f"{self._path}: not a journal ({error}); choose another output") from None
         if known != self.settings:
-            changed = [key for key, value in self.settings.items() if value != known.get(key)]
             raise DatasetError(
-                f"{self.path}: was begun with another {' and '.join(changed)}; "
+                f"{self.path}: was begun with {' and '.join(_differences(known, self.settings))}; "
                 "finish it with the same settings, choose another output, or "
                 f"delete {self.path} and {self._path} to begin anew"
             )
@@ -71,6 +74,17 @@ class Journal:
         os.truncate(self._path, len(complete))
         os.truncate(self.path, size)
         self.notes = [{key: value for key, value in block.items() if key != "bytes"} for block in blocks]
+
+
+def _differences(known: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what differs, with both values; of settings in groups those that do."""
+    for key, value in given.items():
+        before = known.get(key)
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            yield from _differences(before, value)
+        elif value != before:
+            values = "" if key in HASHED else f" ({before!r}, not {value!r})"
+            yield f"{WORDS.get(key, f'another {key}')}{values}"
 
 
 def _append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

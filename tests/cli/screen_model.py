@@ -103,6 +103,8 @@ class Screen:
             del self._rows[self._row][self._column :]
             if kind == "J":
                 del self._rows[self._row + 1 :]
+        elif (parameters, kind) == ("2", "K"):
+            self._rows[self._row].clear()
         else:
             assert kind in "hl", f"unknown sequence {parameters}{kind}"
 

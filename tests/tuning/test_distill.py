@@ -85,10 +85,21 @@ def test_a_finished_run_asks_nothing_again(questions, finished):
 
 
 CHANGES = {
-    "options": lambda questions: (questions, EXACT, replace(OPTIONS, tries=3), ""),
-    "verifier": lambda questions: (questions, open_verifier("regex:."), OPTIONS, ""),
-    "questions": lambda questions: (questions[1:], EXACT, OPTIONS, ""),
-    "source": lambda questions: (questions, EXACT, OPTIONS, "another"),
+    r"another tries \(\d+, not 3\)": lambda questions: (questions, EXACT, replace(OPTIONS, tries=3), ""),
+    r"another temperature \(1.2, not 0.5\)": lambda questions: (
+        questions,
+        EXACT,
+        replace(OPTIONS, sampling=replace(OPTIONS.sampling, temperature=0.5)),
+        "",
+    ),
+    r"another verifier \('exact', not 'regex:.'\)": lambda questions: (
+        questions,
+        open_verifier("regex:."),
+        OPTIONS,
+        "",
+    ),
+    "other questions": lambda questions: (questions[1:], EXACT, OPTIONS, ""),
+    r"another model \('', not 'mine'\)": lambda questions: (questions, EXACT, OPTIONS, "mine"),
 }
 
 
@@ -96,9 +107,7 @@ CHANGES = {
 def test_a_run_is_not_continued_with_other_settings(session, questions, finished, changed):
     others, verifier, options, source = CHANGES[changed](questions)
     before = finished[0].read_bytes()
-    message = (
-        f"was begun with another {changed}; .* or delete .*out.jsonl and .*out.jsonl.journal to begin anew"
-    )
+    message = f"was begun with {changed}; .* or delete .*out.jsonl and .*out.jsonl.journal to begin anew"
     with pytest.raises(DatasetError, match=message):
         distill(session, others, verifier, options, finished[0], source=source)
     assert finished[0].read_bytes() == before
