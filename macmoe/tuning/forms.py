@@ -197,7 +197,7 @@ def _way_on(row: Mapping[str, Any], columns: Mapping[str, str] | None) -> str:
 
 
 def _refuse_media(columns: Iterable[str]) -> None:
-    """Refuse what a question may be about and no model here can see; a file may just be where it comes from."""
+    """Refuse what a question may be about and no model can see; a file may just be its source."""
     held = ((column, medium_of(column)) for column in columns)
     column, medium = next(((name, kind) for name, kind in held if kind not in (None, "a file")), ("", None))
     if medium:

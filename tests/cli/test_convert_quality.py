@@ -80,7 +80,7 @@ def test_what_cannot_be_done_is_one_line(macmoe, tmp_path, options, message):
 
 @pytest.mark.parametrize("bits", ["100", "1"])
 def test_bits_that_nothing_reaches_are_refused_before_measuring(macmoe, tmp_path, monkeypatch, bits):
-    monkeypatch.setattr("macmoe.cli.quality.load_model", lambda *_: pytest.fail("it was loaded"))
+    monkeypatch.setattr("macmoe.cli.quality.load_folder", lambda *_, **__: pytest.fail("it was loaded"))
     result = macmoe(
         "convert", str(HUB / "deepseek_v3"), "--out", str(tmp_path / "out"), "--bits-per-weight", bits
     )

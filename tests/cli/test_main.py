@@ -32,6 +32,7 @@ Commands:
   generate    Answer one prompt.
   chat        Have a conversation.
   convert     Convert a checkpoint to the macmoe layout.
+  pull        Download and convert a model ahead of its first use.
   cache       List and remove the models that were converted at first use.
   inspect     Compare architectures, parameters and memory side by side.
   score       Measure log-probabilities and perplexity of a text.

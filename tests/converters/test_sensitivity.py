@@ -87,7 +87,10 @@ def bits(conversion):
     return 8 * sum(info.nbytes for info in conversion.infos.values()) / conversion.weights
 
 
-@pytest.mark.parametrize("family", ["qwen3", "gpt_oss", "deepseek_v3"])
+LONGER = [pytest.param(family, marks=pytest.mark.long) for family in ("gpt_oss", "deepseek_v3")]
+
+
+@pytest.mark.parametrize("family", ["qwen3", *LONGER])
 def test_measured_bits_beat_four_bits_everywhere_at_the_same_size(family):
     kept, four = (open_conversion(HUB / family, recipe=recipe) for recipe in ("keep", "4bit"))
     packings = choose(load_model(HUB / family)[1], kept, [Passage(tokens=TOKENS)], bits(four))

@@ -111,7 +111,8 @@ def test_mlx_lm_computes_the_same_from_its_layout(tmp_path, mlx_lm, family, reci
     conversion = open_conversion(hub, recipe=recipe)
     conversion.write(tmp_path / "mlx", to="mlx-lm")
     folder = truncated(tmp_path / "mlx", config_of(tmp_path / "mlx"))
-    np.testing.assert_allclose(mlx_lm_logits(mlx_lm, folder), logits(folder), atol=1e-5 * spread(folder))
+    # Quantized embed_q (DeepSeek) is multiplied from either side, so float32 sums differ in order.
+    np.testing.assert_allclose(mlx_lm_logits(mlx_lm, folder), logits(folder), atol=2e-5 * spread(folder))
 
 
 def spread(folder):

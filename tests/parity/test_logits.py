@@ -23,12 +23,7 @@ from tests.parity.cases import CASES
 
 pytestmark = pytest.mark.parity
 
-# The dense model shares its attention with the mixture of experts.
-LONG = [
-    pytest.param(name, marks=pytest.mark.long if name == "qwen3_yarn" else ())
-    for name, case in CASES.items()
-    if case.long
-]
+LONG = [name for name, case in CASES.items() if case.long]
 # The float64 implementation knows no dense layers between sparse ones and no YaRN entry without its length.
 UNPUBLISHED = {"qwen3_moe_mixed", "qwen3_moe_fused", "gpt_oss_attention_factor"}
 
@@ -40,9 +35,10 @@ def test_up_to_100_tokens_match_transformers(bench: Bench, name: str):
     assert difference(macmoe_log_probabilities(bench.model(name), ids), expected) <= SHORT_GATE
 
 
+@pytest.mark.parametrize("length", [1500, pytest.param(5000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", LONG)
-def test_the_last_256_of_5000_positions_match_transformers(bench: Bench, name: str):
-    ids = random_ids(name, 5000)
+def test_the_last_256_of_many_positions_match_transformers(bench: Bench, name: str, length: int):
+    ids = random_ids(name, length)
     expected = reference_tail(bench.reference(name), ids, 256)
     assert difference(macmoe_tail(bench.model(name), ids, 256), expected) <= LONG_GATE
 

@@ -26,12 +26,12 @@ pytestmark = pytest.mark.parity
 
 CHUNKS = {
     "prefill then decode": [61] + [1] * 39,
-    "decode only": [1] * 100,
     "uneven chunks": [3, 17, 1, 40, 9, 30],
     "chunks around the window": [8, 7, 9, 76],
 }
 # One case for each kind of cache: full, sliding, latent.
 CACHES = ["qwen3_moe", "gpt_oss", "deepseek"]
+ONE_BY_ONE = [name if name in CACHES else pytest.param(name, marks=pytest.mark.long) for name in CASES]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -40,6 +40,12 @@ def test_chunks_equal_one_full_forward(bench: Bench, name: str):
     full = macmoe_log_probabilities(model, ids)
     found = {way: difference(in_chunks(model, ids, sizes), full) for way, sizes in CHUNKS.items()}
     assert max(found.values()) <= PATH_GATE, found
+
+
+@pytest.mark.parametrize("name", ONE_BY_ONE)
+def test_tokens_one_by_one_equal_one_full_forward(bench: Bench, name: str):
+    ids, model = random_ids(name, 100), bench.model(name)
+    assert difference(in_chunks(model, ids, [1] * 100), macmoe_log_probabilities(model, ids)) <= PATH_GATE
 
 
 @pytest.mark.parametrize("name", CACHES)

@@ -98,7 +98,10 @@ def test_a_heavy_balance_loss_evens_out_the_choices(name: str, tmp_path: Path):
     assert not any("mlp.mlp" in path for path, _ in run.model.named_modules())
 
 
-@pytest.mark.parametrize("name", SPARSE)
+# One family shows it of the step, which all share; each family's balance is tested above.
+@pytest.mark.parametrize(
+    "name", [SPARSE[0], *(pytest.param(each, marks=pytest.mark.long) for each in SPARSE[1:])]
+)
 def test_layers_computed_again_and_a_compiled_step_balance_the_same(name: str, tmp_path: Path):
     ways = {"kept": {"recompute": False}, "again": {"recompute": True}, "compiled": {"compile": True}}
     ends = {}
