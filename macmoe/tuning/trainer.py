@@ -203,13 +203,13 @@ class Trainer:
 
     def _loop(self) -> None:
         batches = self.schedule.batches(self.progress.step * self.per_step)
-        changed = False
+        changed = self.ended  # then a kill may have come between the state and the adapter
         while True:
             if self.progress.due:
                 self._look()
                 changed = True
             if changed and (self.ended or self.progress.step % self.options.save_every == 0):
-                self._save_and_count()
+                self.save()
             if self.ended:
                 return
             self._advance(list(itertools.islice(batches, self.per_step)))
@@ -236,15 +236,11 @@ class Trainer:
         self._answer_samples()
         self.progress = replace(progress, due=False)
 
-    def _save_and_count(self) -> None:
-        self.save()
-        self.saved = self.progress.step
-
     def _save_what_is_whole(self) -> None:
         """Save the last update of an interrupted run."""
         put(self.adapters, self.factors)
         if self.progress.step > self.saved and not self._torn:
-            self._save_and_count()
+            self.save()
 
     def _gradients_of(self, batches: Sequence[tuple[int, Plan]]) -> tuple[Any, ...]:
         """Return this machine's batches of an update, the gradients of all, sums of losses, and balance."""
@@ -344,8 +340,9 @@ class Trainer:
         return describe_routing(routing_report(self.model, taken(self.adapters), batches))
 
     def save(self) -> None:
-        """Save the run: first its state, then the adapter and the picture."""
+        """Save the run: first its state, from which it goes on, then the adapter and the picture."""
         if self.group.rank() != 0:
+            self.saved = self.progress.step
             return
         RunState(
             progress=self.progress,
@@ -353,6 +350,7 @@ class Trainer:
             factors=self.factors,
             optimizer=optimizer_arrays(self.optimizer),
         ).save(self.out)
+        self.saved = self.progress.step
         save_adapter(taken(self.adapters), self.out, self.family)
         self.metrics.draw()
 

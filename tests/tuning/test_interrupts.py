@@ -99,6 +99,7 @@ def test_a_second_interruption_leaves_at_once_and_harms_nothing_that_is_saved(
         monkeypatch.setattr("macmoe.tuning.trainer.save_adapter", saving)
     with pytest.raises(KeyboardInterrupt):
         run.run()
+    assert run.saved == 3
     monkeypatch.undo()
     assert (tmp_path / STATE).is_file()
     assert not list(tmp_path.glob(".*"))
@@ -107,6 +108,16 @@ def test_a_second_interruption_leaves_at_once_and_harms_nothing_that_is_saved(
     assert again.progress.step == 3
     again.run()
     assert same(factors(again), factors(whole))
+    assert read_adapter(tmp_path, "qwen3").specs
+
+
+def test_an_adapter_that_a_kill_kept_from_its_folder_is_there_after_a_resume(tmp_path: Path, whole: Trainer):
+    run = begin(tmp_path)
+    run.run()
+    (tmp_path / "adapter.json").unlink()
+    again = begin(tmp_path)
+    again.resume()
+    assert again.run() == whole.progress
     assert read_adapter(tmp_path, "qwen3").specs
 
 
