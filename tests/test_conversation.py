@@ -42,21 +42,22 @@ def ask(chat, *questions):
     return chat
 
 
+@pytest.mark.parametrize("turns", [3, pytest.param(5, marks=pytest.mark.long)])
 @pytest.mark.parametrize("thinking", ["on", "off"])
-def test_a_turn_reuses_everything_up_to_the_last_prompt(tiny, thinking):
-    chat = ask(tiny.chat(replace(GREEDY, thinking=thinking)), *QUESTIONS)
+def test_a_turn_reuses_everything_up_to_the_last_prompt(tiny, thinking, turns):
+    chat = ask(tiny.chat(replace(GREEDY, thinking=thinking)), *QUESTIONS[:turns])
     rewritten = REWRITTEN.get((tiny.family.name, thinking), 0)
     for before, after in zip(chat.stats, chat.stats[1:], strict=False):
         assert after.reused_tokens >= before.prompt_tokens - rewritten
         assert (
             after.prompt_tokens - after.reused_tokens < 40
         )  # an answer without its thinking, and a question
-    assert len(chat.stats) == len(QUESTIONS)
+    assert len(chat.stats) == turns
 
 
 @pytest.mark.parametrize("thinking", ["on", "off"])
 def test_answers_and_probabilities_after_reuse_are_those_of_a_fresh_start(tiny, thinking):
-    chat = ask(tiny.chat(replace(GREEDY, thinking=thinking)), *QUESTIONS[:3])
+    chat = ask(tiny.chat(replace(GREEDY, thinking=thinking)), *QUESTIONS[:2])
     messages = [*chat.messages, Message("user", QUESTIONS[3])]
     prompt = tiny.tokenizer.encode_segments(tiny.format.render(messages, thinking=thinking))
     pending = chat.cache.resume(prompt)
@@ -85,7 +86,7 @@ def test_a_saved_cache_goes_on_with_identical_tokens(tiny, tmp_path):
     assert other.stats[0].reused_tokens == chat.stats[2].reused_tokens > 0
 
 
-@pytest.mark.parametrize("updates", [2, 22, 23])
+@pytest.mark.parametrize("updates", [22, *(pytest.param(each, marks=pytest.mark.long) for each in (2, 23))])
 def test_ctrl_c_inside_a_forward_pass_leaves_a_usable_cache(tiny, monkeypatch, updates):
     """Interrupt at some update of a layer, wherever that is: in the prompt, or between any two layers."""
     chat = ask(tiny.chat(GREEDY), QUESTIONS[0])

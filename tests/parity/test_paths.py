@@ -25,7 +25,7 @@ from tests.parity.cases import CASES
 pytestmark = pytest.mark.parity
 
 CHUNKS = {
-    "prefill then decode": [61] + [1] * 39,
+    "prefill then decode": [91] + [1] * 9,
     "uneven chunks": [3, 17, 1, 40, 9, 30],
     "chunks around the window": [8, 7, 9, 76],
 }

@@ -72,7 +72,7 @@ PAPERS = {
 }
 
 
-@pytest.mark.parametrize("step", [10, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("step", [20, pytest.param(1, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", PAPERS)
 def test_every_token_of_every_answer_is_transformers_choice(tmp_path: Path, name: str, step: int):
     paper = PAPERS[name].share(step)
@@ -94,7 +94,7 @@ def test_every_token_of_every_answer_is_transformers_choice(tmp_path: Path, name
     _check_accuracy(paper, session, answers)
 
 
-@pytest.mark.parametrize("step", [150, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("step", [300, pytest.param(20, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", PAPERS)
 def test_the_packed_model_writes_what_transformers_writes(tmp_path: Path, name: str, step: int):
     paper = PAPERS[name].share(step)
