@@ -62,7 +62,7 @@ class RunView:
         if "valid_loss" in line:
             self.note(
                 f"update {line['step']}: validation loss {line['valid_loss']:.4f}, "
-                f"perplexity {line['perplexity']:.3f}"
+                f"perplexity {line['perplexity']:.4g}"
             )
         elif "samples" in line:
             for sample in line["samples"]:

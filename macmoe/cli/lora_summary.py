@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from macmoe.tuning.metrics import PICTURE
+from macmoe.tuning.run_state import further
 from macmoe.tuning.trainer import BEST
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def ending(trainer: Trainer, options: RunOptions, begun_at: int, seconds: float)
     """
     done, out = trainer.progress.step, options.out
     if begun_at == done:
-        yield f"{out}: the run had ended already, after {done:,} updates; {_longer(options)}"
+        yield f"{out}: the run had ended already, after {done:,} updates; {further(out)}"
     else:
         took = timedelta(seconds=round(seconds))
         yield f"{out}: the adapter after {done} of {trainer.steps} updates ({took}){_losses(trainer)}"
@@ -69,10 +70,6 @@ def routing_in_words(report: Mapping[str, object]) -> Iterator[str]:
         yield "no expert fell out of use"
 
 
-def _longer(options: RunOptions) -> str:
-    return f"`--adapter {shlex.quote(str(options.out))}` and another --out train its adapter further"
-
-
 def _losses(trainer: Trainer) -> str:
     losses = [line["loss"] for line in trainer.metrics.lines() if "loss" in line]
     return f": loss {losses[0]:.4f} at first, {losses[-1]:.4f} at last" if losses else ""
@@ -85,5 +82,5 @@ def _validation(trainer: Trainer) -> Iterator[str]:
         best = min(lines, key=lambda line: line["valid_loss"])
         yield (
             f"lowest validation loss {best['valid_loss']:.4f} after update {best['step']} "
-            f"(perplexity {best['perplexity']:.3f}); that adapter is in {trainer.out / BEST}"
+            f"(perplexity {best['perplexity']:.4g}); that adapter is in {trainer.out / BEST}"
         )

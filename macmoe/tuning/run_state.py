@@ -7,6 +7,7 @@ the number of the epoch, and nothing else is random.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,17 @@ from macmoe.errors import CheckpointError, UsageError
 
 STATE = "state.safetensors"
 _PARTS = ("factors", "optimizer")
+BEGUN_WITH = "adapter to begin with"  # the one fact that not every run has
+# Facts whose values are hashes: what an error says of another one instead.
+OTHERS = {
+    "data": "other data to learn",
+    "validation data": "other validation data",
+    "base model": "another base model",
+    "adapted matrices": "other adapted matrices (--adapter, --targets, --rank, --alpha, ...)",
+    BEGUN_WITH: "another adapter, or with none (--adapter)",
+}
+# Facts that are options under another name.
+NAMES = {"places of a row": "max_length", "machines": "machines (mlx.launch)"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,13 +95,14 @@ class RunState:
         arrays = read_arrays(path)
         facts = _metadata(path)
         for name, value in identity.items():
-            if name not in facts["identity"]:
+            if name not in facts["identity"] and name != BEGUN_WITH:
                 raise UsageError(
                     f"{path}: an earlier macmoe did not note the {name} of this run, so it cannot be told "
                     "whether it would go on exactly; choose another folder and begin anew"
                 )
-            if facts["identity"][name] != value and name not in free:
-                raise UsageError(_another(path, name, facts["identity"][name], value))
+            before = facts["identity"].get(name)
+            if before != value and name not in free:
+                raise UsageError(_another(path, name, before, value))
         parts: dict[str, dict[str, mx.array]] = {part: {} for part in _PARTS}
         for name, array in arrays.items():
             part, _, rest = name.partition(":")
@@ -99,13 +112,26 @@ class RunState:
 
 def _another(path: Path, name: str, was: Any, given: Any) -> str:
     """Say that a run cannot go on because of one setting, and what can be done."""
-    begun = f"{path}: this run had {name} = {was!r}, not {given!r}"
+    begun = f"{path}: this run was begun with{_values(name, was, given)}"
     if name not in ("epochs", "steps"):
         return f"{begun}; go on with the same settings and data, or choose another folder"
-    return (
-        f"{begun}, and its learning rate follows from its length; to train its adapter further, begin a new "
-        f"run with `--adapter {path.parent}` and another --out"
-    )
+    return f"{begun}, and its learning rate follows from its length; {further(path.parent)}"
+
+
+def _values(name: str, was: Any, given: Any) -> str:
+    """Say what was given before and what is now, behind "with"."""
+    if name in OTHERS:
+        return f" {OTHERS[name]}"
+    name = NAMES.get(name, name)
+    if was is None:
+        return f"out {name}, not with {name} = {given!r}"
+    return f" {name} = {was!r}, not {'without' if given is None else repr(given)}"
+
+
+def further(folder: Path) -> str:
+    """Say how the adapter of a run is trained beyond its end."""
+    begin = f"--adapter {shlex.quote(str(folder))} --out {shlex.quote(f'{folder}-more')}"
+    return f"the same command with `{begin}` instead of --resume trains its adapter further"
 
 
 def check_fresh(folder: Path) -> None:

@@ -37,7 +37,7 @@ from macmoe.tuning.optimizer import (
 )
 from macmoe.tuning.packing import Plan
 from macmoe.tuning.routing import describe_routing, routing_report
-from macmoe.tuning.run_state import Progress, RunState, check_fresh
+from macmoe.tuning.run_state import BEGUN_WITH, Progress, RunState, check_fresh
 from macmoe.tuning.step import Step, slashed
 from macmoe.tuning.train_data import TrainData
 
@@ -146,7 +146,7 @@ class Trainer:
             "base model": self.base,
             "adapted matrices": adapted,
             "machines": self.group.size(),
-            **({"adapter to begin with": self.origin} if self.origin else {}),
+            **({BEGUN_WITH: self.origin} if self.origin else {}),
         }
 
     def resume(self) -> None:

@@ -44,7 +44,7 @@ def test_without_a_terminal_a_run_writes_a_line_now_and_then_and_ends_in_words(m
     ending = run.stderr[run.stderr.index(f"{out}: the adapter after 5 of 5 updates (") :]
     losses = [line["loss"] for line in found if "loss" in line]
     assert f"loss {losses[0]:.4f} at first, {losses[-1]:.4f} at last" in ending
-    assert f"(perplexity {min(line['perplexity'] for line in found if 'perplexity' in line):.3f})" in ending
+    assert f"(perplexity {min(line['perplexity'] for line in found if 'perplexity' in line):.4g})" in ending
     assert f"try it: macmoe chat --model tiny:qwen3 --adapter '{out}'" in ending
     assert f"macmoe lora fuse '{out}' --model tiny:qwen3 --out '{out}-fused'" in ending
     assert "_" not in ending.replace(str(out), "")
@@ -80,7 +80,7 @@ def test_on_a_terminal_a_bar_shows_figures_and_notes_stand_above_it(data, tmp_pa
         terminal.expect("(adapted layers run without")
         screen = Screen()
         screen.feed(terminal.output)
-    note = re.compile(r"update (\d): validation loss [\d.]+, perplexity [\d.]+")
+    note = re.compile(r"update (\d): validation loss [\d.]+, perplexity [\d.e+]+")
     found = [note.fullmatch(row) for row in screen.all if row.startswith("update ")]
     assert [match and match[1] for match in found] == [*"123"]
     assert sum(row.startswith("What is 2 + 3? (thinking o") for row in screen.all) == 6
@@ -135,7 +135,10 @@ def test_a_run_that_began_with_an_adapter_is_resumed_with_it_only(macmoe, data, 
     assert trained(macmoe, data, tmp_path / "run", *arguments, "--resume").exit_code == 0
     assert trained(macmoe, data, tmp_path / "other", "--adapter", str(tmp_path / "run")).exit_code == 0
     other = ("--adapter", str(tmp_path / "other"), "--steps", "2", "--resume")
-    assert "this run had adapter to begin with = " in trained(macmoe, data, tmp_path / "run", *other).stderr
+    assert (
+        "begun with another adapter, or with none (--adapter)"
+        in trained(macmoe, data, tmp_path / "run", *other).stderr
+    )
 
 
 WRONG = {
@@ -171,8 +174,8 @@ def test_a_longer_run_is_refused_with_what_to_do_unless_its_rate_is_constant(mac
     assert trained(macmoe, data, out).exit_code == 0
     longer = trained(macmoe, data, out, "--epochs", "2", "--resume")
     assert longer.exit_code == 1
-    assert "this run had epochs = 1, not 2, and its learning rate follows from its length" in longer.stderr
-    assert f"begin a new run with `--adapter {out}` and another --out" in longer.stderr
+    assert "this run was begun with epochs = 1, not 2, and its learning rate follows" in longer.stderr
+    assert f"the same command with `--adapter {out} --out {out}-more` instead of --resume" in longer.stderr
     for folder, epochs in ((tmp_path / "parts", "1"), (tmp_path / "whole", "2")):
         assert trained(macmoe, data, folder, "--schedule", "constant", "--epochs", epochs).exit_code == 0
     parts = trained(macmoe, data, tmp_path / "parts", "--schedule", "constant", "--epochs", "2", "--resume")

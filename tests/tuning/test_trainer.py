@@ -230,9 +230,15 @@ def test_a_run_with_other_settings_or_data_does_not_go_on(tmp_path: Path):
     trainer("qwen3", tmp_path, steps=2).run()
     with pytest.raises(UsageError, match="learning_rate"):
         trainer("qwen3", tmp_path, steps=2, learning_rate=0.02).resume()
+    with pytest.raises(UsageError, match="begun with steps = 2, not without"):
+        trainer("qwen3", tmp_path, steps=None).resume()
+    other = trainer("qwen3", tmp_path, steps=2)
+    other.origin = "of an adapter"
+    with pytest.raises(UsageError, match="begun with another adapter, or with none"):
+        other.resume()
     other = trainer("qwen3", tmp_path, steps=2)
     other.train_data = data_of(samples(12, seed=9))
-    with pytest.raises(UsageError, match="data"):
+    with pytest.raises(UsageError, match="begun with other data to learn;"):
         other.resume()
     other = trainer("qwen3", tmp_path, steps=2)
     other.valid_data = data_of(samples(3, seed=9))
@@ -240,7 +246,7 @@ def test_a_run_with_other_settings_or_data_does_not_go_on(tmp_path: Path):
         other.resume()
     other = trainer("qwen3", tmp_path, steps=2)
     other.train_data = dataclasses.replace(other.train_data, row_length=64)
-    with pytest.raises(UsageError, match="places of a row = 32, not 64"):
+    with pytest.raises(UsageError, match="begun with max_length = 32, not 64"):
         other.resume()
     with pytest.raises(UsageError, match="resume it"):
         trainer("qwen3", tmp_path, steps=2).run()
