@@ -36,8 +36,8 @@ def usable(gigabytes: int) -> float:
 
 def cell(need: Need) -> str:
     """Return the size of the weights, and the smallest Mac on which they fit."""
-    mac = next((f"{mac} GB" for mac in MACS if need.total <= usable(mac)), "none")
-    return f"{need.weights / 1e9:.0f} GB: {mac}"
+    mac = next((f" on {mac} GB" for mac in MACS if need.total <= usable(mac)), ", none")
+    return f"{need.weights / 1e9:.0f} GB{mac}"
 
 
 def table() -> str:
