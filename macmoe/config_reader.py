@@ -19,6 +19,7 @@ D = TypeVar("D")
 Check = Callable[[Mapping[str, Any], str], object]
 
 REQUIRED: Any = object()
+WAY_ON = "; if you know better, --allow-unknown-keys (in Python allow_unknown_keys=True) goes on without"
 LARGEST = sys.float_info.max
 
 
@@ -55,15 +56,15 @@ class UnknownKeysError(ConfigError):
         keys: The keys; those inside an object with its name and a dot before.
     """
 
-    def __init__(self, file: str, hints: Mapping[str, str]) -> None:
+    def __init__(self, file: str, hints: Mapping[str, str], *, can_be_allowed: bool) -> None:
         self.keys = tuple(hints)
         many = len(hints) > 1
         names = ", ".join(f"'{key}'" for key in hints)
         suggested = (f"{hint[:-1]} for '{key}'?" if many else hint for key, hint in hints.items() if hint)
         super().__init__(
             f"{file}: unknown key{'s' if many else ''} {names}{''.join(suggested)}; ignoring "
-            f"{'them' if many else 'it'} could silently change what the model computes; if you know better, "
-            "--allow-unknown-keys (in Python allow_unknown_keys=True) goes on without"
+            f"{'them' if many else 'it'} could silently change what the model computes"
+            f"{WAY_ON if can_be_allowed else ''}"
         )
 
 
@@ -241,5 +242,6 @@ class ConfigReader:
             return
         reader, name = self._outer or (None, "")
         if reader is None or reader._hints is None:
-            raise UnknownKeysError(self.file, hints)
+            can_be_allowed = self._bookkeeping is reason_to_ignore  # a config.json, not a file beside it
+            raise UnknownKeysError(self.file, hints, can_be_allowed=can_be_allowed)
         reader._hints.update({f"{name}.{key}": hint for key, hint in hints.items()})

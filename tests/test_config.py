@@ -120,6 +120,16 @@ def test_impossible_packings_are_refused(entry):
         read_quantization({"quantization": entry})
 
 
+def test_no_way_on_is_named_where_there_is_none():
+    packed = {"group_size": 64, "bits": 4, "quant_method": "mlx"}
+    assert read_quantization({"quantization": packed})[0] == Quantization(
+        group_size=64, bits=4, mode="affine"
+    )
+    assert read_quantization({"quantization": False}) == (None, {})
+    with pytest.raises(ConfigError, match="unknown key 'rotated'.*computes$"):
+        read_quantization({"quantization": packed | {"rotated": True}})
+
+
 @pytest.mark.parametrize(("model_type", "meant"), [("qwen3_moee", "qwen3_moe"), ("gptoss", "gpt_oss")])
 def test_misspelled_model_types_are_named(model_type, meant):
     with pytest.raises(ConfigError, match=f"{model_type!r} is not supported.*; did you mean '{meant}'"):
