@@ -247,6 +247,7 @@ QUANTIZATION_MODES = {
 
 
 ENTRY = ("group_size", "bits", "mode", "global_scale")
+IGNORED = {"quant_method": "MLX's", "linear_class": "names a class of another library"}
 
 
 def _read_entry(data: Mapping[str, Any], file: str) -> Quantization:
@@ -257,6 +258,7 @@ def _read_entry(data: Mapping[str, Any], file: str) -> Quantization:
         mode=reader.take("mode", str, "affine"),
         global_scale=reader.take("global_scale", bool, False),
     )
+    reader.ignore(IGNORED)
     reader.finish()
     unknown = (entry.group_size, entry.bits) not in QUANTIZATION_MODES.get(entry.mode, ())
     if unknown or (entry.global_scale and entry.mode != "nvfp4"):
@@ -276,7 +278,7 @@ def read_quantization(
         module path (None: that module is not packed). A config without the key gives (None, {}).
     """
     table = data.get("quantization")
-    if table is None:
+    if is_empty(table):
         return None, {}
     where = f"{file}: quantization"
     if not isinstance(table, dict):

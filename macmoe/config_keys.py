@@ -73,10 +73,13 @@ PATTERNS = {
     r"(.*_)?(load_)?balanc(e|ing)_(coeff?|rate|alpha|weight|factor|strategy|type)": TRAINING,
     r"(.*_)?(jitter|jitter_noise|jitter_eps|input_jitter)": TRAINING,
     r"(.*_)?bias_update_(rate|speed)": TRAINING,
+    r"neftune_.*|(activation_)?recompute_.*|(.*_)?aux_free_.*": TRAINING,
     r"(gradient_checkpointing|init|initializer|dpo|grpo|ppo)_.*": TRAINING,
     r"(use_)?(flash|sdpa|xformers|triton|fused|liger)_.*": RUNTIME,
     r"(use_)?(flash_)?attn_(impl|implementation)": RUNTIME,
     r"(.*_)?(tp|pp|ep|fsdp|sp)_plan": RUNTIME,
+    r"moe_(token_)?(dispatcher|permute|permutation|grouped_gemm|kernel|enable)(_.*)?": RUNTIME,
+    r".+_dtype": TYPES,
     r"(tensor|pipeline|expert|data|context|sequence)_(model_)?parallel(_.*)?": RUNTIME,
     r"(.*_)?(sha|sha256|commit|commit_hash|timestamp|created|created_at|created_by)": HISTORY,
 }

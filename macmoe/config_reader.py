@@ -18,7 +18,8 @@ D = TypeVar("D")
 
 Check = Callable[[Mapping[str, Any], str], object]
 
-_REQUIRED: Any = object()
+REQUIRED: Any = object()
+WAY_ON = "; if you know better, --allow-unknown-keys (in Python allow_unknown_keys=True) goes on without"
 LARGEST = sys.float_info.max
 
 
@@ -55,15 +56,15 @@ class UnknownKeysError(ConfigError):
         keys: The keys; those inside an object with its name and a dot before.
     """
 
-    def __init__(self, file: str, hints: Mapping[str, str]) -> None:
+    def __init__(self, file: str, hints: Mapping[str, str], *, can_be_allowed: bool) -> None:
         self.keys = tuple(hints)
         many = len(hints) > 1
         names = ", ".join(f"'{key}'" for key in hints)
         suggested = (f"{hint[:-1]} for '{key}'?" if many else hint for key, hint in hints.items() if hint)
         super().__init__(
             f"{file}: unknown key{'s' if many else ''} {names}{''.join(suggested)}; ignoring "
-            f"{'them' if many else 'it'} could silently change what the model computes; if you know better, "
-            "--allow-unknown-keys (in Python allow_unknown_keys=True) goes on without"
+            f"{'them' if many else 'it'} could silently change what the model computes"
+            f"{WAY_ON if can_be_allowed else ''}"
         )
 
 
@@ -110,8 +111,9 @@ def _without(data: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
 def _fits(value: Any, kind: type) -> bool:
     if kind is float:  # JSON as Python reads it has NaN and Infinity, too
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+    if kind is int:  # JavaScript and YAML tools write 32768.0
+        whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+        return whole and not isinstance(value, bool)
     return isinstance(value, kind)
 
 
@@ -161,7 +163,7 @@ class ConfigReader:
     @overload
     def take(self, key: str, kind: type[T], default: D, *, aliases: tuple[str, ...] = ()) -> T | D: ...
 
-    def take(self, key: str, kind: type, default: Any = _REQUIRED, *, aliases: tuple[str, ...] = ()) -> Any:
+    def take(self, key: str, kind: type, default: Any = REQUIRED, *, aliases: tuple[str, ...] = ()) -> Any:
         """Return the value of `key` (or of an alias of it), checked to be a `kind`; null counts as absent.
 
         Raises:
@@ -169,17 +171,17 @@ class ConfigReader:
         """
         found = self._find((key, *aliases))
         if found is None:
-            if default is not _REQUIRED:
+            if default is not REQUIRED:
                 return default
             unused = set(self.data) - self._known
             raise ConfigError(f"{self.file}: key '{key}' is missing{misspelled(key, unused)}")
         value = self.data[found]
         if not _fits(value, kind):
             raise ConfigError(f"{self.file}: key '{found}' is {value!r} where {kind.__name__} is needed")
-        return float(value) if kind is float else value
+        return kind(value) if kind in (float, int) else value
 
     def size(
-        self, key: str, default: Any = _REQUIRED, *, least: int = 1, aliases: tuple[str, ...] = ()
+        self, key: str, default: Any = REQUIRED, *, least: int = 1, aliases: tuple[str, ...] = ()
     ) -> Any:
         """Return the value of a key that counts something: an integer, or the default.
 
@@ -240,5 +242,6 @@ class ConfigReader:
             return
         reader, name = self._outer or (None, "")
         if reader is None or reader._hints is None:
-            raise UnknownKeysError(self.file, hints)
+            can_be_allowed = self._bookkeeping is reason_to_ignore  # a config.json, not a file beside it
+            raise UnknownKeysError(self.file, hints, can_be_allowed=can_be_allowed)
         reader._hints.update({f"{name}.{key}": hint for key, hint in hints.items()})

@@ -11,7 +11,7 @@ from macmoe.config_reader import misspelled, permitted
 from macmoe.errors import ConfigError
 from macmoe.models.deepseek_v3 import DeepseekV3, DeepseekV3Config
 from macmoe.models.gpt_oss import GptOss, GptOssConfig
-from macmoe.models.qwen3 import Qwen3, Qwen3Config
+from macmoe.models.qwen3 import Qwen3, Qwen3Config, usual_head_dim
 
 T = TypeVar("T")
 ModelConfig = GptOssConfig | Qwen3Config | DeepseekV3Config
@@ -101,4 +101,6 @@ def known_config(
     for other, name in RESPELLED.get(family.name, {}).items():
         if known.get(other) is not None:
             known[name] = known.pop(other)
+    if family.name == "qwen3" and known.get("head_dim") is None:
+        known["head_dim"] = usual_head_dim(known)
     return known

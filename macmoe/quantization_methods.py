@@ -21,6 +21,7 @@ NAMES = {
     "exl3": "EXL3",
     "fbgemm_fp8": "FBGEMM FP8",
     "gptq": "GPTQ",
+    "gptqmodel": "GPTQ",
     "hqq": "HQQ",
     "intel/auto-round": "AutoRound",
     "modelopt": "ModelOpt",
@@ -77,7 +78,8 @@ def unsupported(settings: Any) -> str | None:
     if method is None:
         return "a method without a name" if said.keys() - {"modules_to_not_convert"} else None
     if method not in READ:
-        return _with_algorithm(NAMES.get(method.lower(), repr(method)), said)
+        known = method.lower().removesuffix("_marlin").replace("_", "-")
+        return _with_algorithm(NAMES.get(method.lower(), NAMES.get(known, repr(method))), said)
     return _per_tensor(said) if method == "fp8" else None
 
 

@@ -15,8 +15,9 @@ TINY = {"qwen3": QWEN3, "qwen3_moe": QWEN3_MOE, "gpt_oss": GPT_OSS, "deepseek_v3
 
 
 def test_a_key_is_taken_once_and_typed():
-    reader = ConfigReader({"hidden_size": 64, "eps": 1}, "config.json")
+    reader = ConfigReader({"hidden_size": 64, "layers": 2.0, "eps": 1}, "config.json")
     assert reader.take("hidden_size", int) == 64
+    assert repr(reader.take("layers", int)) == "2"
     assert reader.take("eps", float) == 1.0
     reader.finish()
 
@@ -34,6 +35,7 @@ def read_width(data):
         ({}, r"config.json: key 'hidden_size' is missing"),
         ({"hiden_size": 64}, r"key 'hidden_size' is missing; did you mean 'hiden_size'\?"),
         ({"hidden_size": "64"}, r"key 'hidden_size' is '64' where int is needed"),
+        ({"hidden_size": 64.5}, r"key 'hidden_size' is 64.5 where int is needed"),
         ({"hidden_size": True}, r"key 'hidden_size' is True where int is needed"),
         ({"hidden_size": 64, "eps": float("nan")}, r"key 'eps' is nan where float is needed"),
         ({"hidden_size": 64, "eps": 10**400}, r"key 'eps' is 10+ where float is needed"),
@@ -116,6 +118,17 @@ def test_quantization_in_the_form_of_mlx_lm():
 def test_impossible_packings_are_refused(entry):
     with pytest.raises(ConfigError, match="quantization"):
         read_quantization({"quantization": entry})
+
+
+def test_no_way_on_is_named_where_there_is_none():
+    packed = {"group_size": 64, "bits": 4, "quant_method": "mlx"}
+    assert read_quantization({"quantization": packed})[0] == Quantization(
+        group_size=64, bits=4, mode="affine"
+    )
+    assert read_quantization({"quantization": False}) == (None, {})
+    with pytest.raises(ConfigError, match="unknown key 'rotated'") as error:
+        read_quantization({"quantization": packed | {"rotated": 1}})
+    assert "--allow-unknown-keys" not in str(error.value)
 
 
 @pytest.mark.parametrize(("model_type", "meant"), [("qwen3_moee", "qwen3_moe"), ("gptoss", "gpt_oss")])
@@ -223,6 +236,11 @@ HARMLESS = {
         "use_grouped_mm": True,
     },
     "runtimes": {"device_map": "auto", "trust_remote_code": True, "use_flash_attention": True},
+    "megatron": {
+        "moe_router_dtype": "fp32",
+        "moe_token_dispatcher_type": "alltoall",
+        "recompute_num_layers": 1,
+    },
     "counts of nothing": {"num_nextn_predict_layers": 0, "attn_logit_softcapping": 0.0},
     "people": {"model_name": "mine", "license": "apache-2.0", "description": "", "tags": ["a"]},
 }
@@ -300,6 +318,14 @@ def test_other_spellings_mean_the_same(data, change):
     assert config.from_dict(data | change) == config.from_dict(data)
 
 
+def test_transformers_leaves_the_heads_of_a_mixture_out():
+    data = {key: value for key, value in QWEN3_MOE.items() if key != "head_dim"}
+    assert known_config(data) == data | {"head_dim": 16}
+    assert family_of(data).config.from_dict(data).head_dim == 16
+    with pytest.raises(ConfigError, match="'head_dim' is missing"):
+        known_config(data | {"model_type": "qwen3"})
+
+
 def test_other_spellings_become_the_hubs():
     data = {key: value for key, value in DEEPSEEK.items() if key != "num_nextn_predict_layers"}
     assert known_config(data | {"num_mtp_layers": 1}) == DEEPSEEK
@@ -325,6 +351,7 @@ def test_rope_parameters_that_differ_between_layers_are_refused():
         ({"factor": 4.0, "original_max_position_embeddings": 32768}, 131072),
         ({"factor": 1.0, "original_max_position_embeddings": 32768}, 40960),
         ({"factor": 2.0}, 81920),
+        ({"factor": 4, "original_max_position_embeddings": 32768.0}, 131072),
     ],
 )
 def test_yarn_by_hand_makes_the_longest_context_longer(yarn, longest):

@@ -16,6 +16,7 @@ REFUSED = {
     "AWQ ": {"zero_point": True, "bits": 4, "group_size": 128, "version": "gemm"},
     "GPTQ": {"quant_method": "gptq", "bits": 4, "group_size": 128},
     "GPTQ ": {"bits": 4, "group_size": 128, "desc_act": False},
+    "GPTQ  ": {"quant_method": "gptq_marlin", "bits": 4},
     "bitsandbytes": {"quant_method": "bitsandbytes", "load_in_4bit": True},
     "bitsandbytes ": {"load_in_8bit": True, "load_in_4bit": False},
     "compressed-tensors": {"quant_method": "compressed-tensors", "config_groups": {}},

@@ -33,7 +33,8 @@ def _settings(folder: Path) -> tuple[float, bool]:
     kind = data.get("fine_tune_type", "lora")
     if kind not in ("lora", "dora"):
         raise UsageError(f"{folder / CONFIG}: fine_tune_type {kind!r} is no adapter; only lora and dora are")
-    reader = ConfigReader(data.get("lora_parameters") or {}, f"{folder / CONFIG}: lora_parameters")
+    parameters = ConfigReader(data, str(folder / CONFIG)).take("lora_parameters", dict, {})
+    reader = ConfigReader(parameters, f"{folder / CONFIG}: lora_parameters")
     return reader.take("scale", float), kind == "dora"
 
 

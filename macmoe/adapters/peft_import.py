@@ -18,6 +18,7 @@ from macmoe.adapters.layout import Pair, deinterleave, join_rows, stack_experts
 from macmoe.adapters.lora import LoraSpec, matrix_shape
 from macmoe.adapters.peft_export import CONFIG, PREFIX, WEIGHTS
 from macmoe.config import ConfigReader, load_json
+from macmoe.config_keys import reason_to_ignore
 from macmoe.errors import CheckpointError, UsageError
 from macmoe.shards import first_five
 
@@ -41,6 +42,7 @@ IRRELEVANT = {
     "target_modules": "the tensors say what is adapted",
     "target_parameters": "the tensors say what is adapted",
     "task_type": "all models here are causal",
+    "lorap_lr_ratio": "training only",
     "loftq_config": "only with the initialization of that name, which is refused",
     "megatron_config": "another runtime",
     "runtime_config": "a run-time choice",
@@ -72,6 +74,8 @@ class PeftConfig:
         """
         data = load_json(folder / CONFIG)
         reader = ConfigReader(data, str(folder / CONFIG))
+        if (kind := data.get("peft_type")) not in (None, "LORA"):
+            raise UsageError(f"{reader.file}: peft_type is {kind!r}; of PEFT's methods only LORA can be read")
         config = cls(
             rank=reader.take("r", int),
             alpha=reader.take("lora_alpha", float),
@@ -106,11 +110,11 @@ def _by_pattern(patterns: Mapping[str, Any], names: Sequence[str], default: Any)
 
 def _refuse(settings: Mapping[str, Any], file: str) -> None:
     for name, value in settings.items():
-        neutral = {"bias": "none", "peft_type": "LORA"}
         if name == "init_lora_weights":
             fine = value in HARMLESS_INITIALIZATIONS
         else:
-            fine = name in IRRELEVANT or not value or neutral.get(name) == value
+            said = name in IRRELEVANT or (name, value) in (("bias", "none"), ("peft_type", "LORA"))
+            fine = said or not value or reason_to_ignore(name, value)
         if not fine:
             raise UsageError(f"{file}: {name} = {value!r} cannot be taken over exactly, so it is refused")
 

@@ -13,7 +13,7 @@ import mlx.nn as nn
 from jaxtyping import Float
 
 from macmoe.config import RopeConfig, model_reader, read_rope
-from macmoe.config_reader import ConfigReader
+from macmoe.config_reader import REQUIRED, ConfigReader
 from macmoe.nn.attention import attend, merge_heads, split_heads
 from macmoe.nn.cache import FullCache, ModelCache
 from macmoe.nn.decoder import CausalLM, Decoder, DecoderLayer
@@ -121,7 +121,7 @@ class Qwen3Config:
                 num_hidden_layers=reader.size("num_hidden_layers"),
                 num_attention_heads=reader.size("num_attention_heads"),
                 num_key_value_heads=reader.size("num_key_value_heads"),
-                head_dim=reader.size("head_dim"),
+                head_dim=reader.size("head_dim", usual_head_dim(data)),
                 rms_norm_eps=reader.take("rms_norm_eps", float),
                 max_position_embeddings=rope.longest(max_position),
                 tie_word_embeddings=reader.take("tie_word_embeddings", bool, False),
@@ -130,6 +130,17 @@ class Qwen3Config:
             )
             _check(config, reader)
         return config
+
+
+def usual_head_dim(data: Mapping[str, Any]) -> Any:
+    """Return what a head_dim means that is not there; only transformers' Qwen3MoeConfig leaves it out.
+
+    The shapes of the weights confirm it. Where it cannot be known the key is required.
+    """
+    width, heads = data.get("hidden_size"), data.get("num_attention_heads")
+    if data.get("model_type") != "qwen3_moe" or type(width) is not int or type(heads) is not int or heads < 1:
+        return REQUIRED
+    return width // heads
 
 
 def _check(config: Qwen3Config, reader: ConfigReader) -> None:

@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 from macmoe.adapters.attach import apply
 from macmoe.adapters.mlx_lm import import_mlx_lm
 from macmoe.adapters.opening import open_adapter
-from macmoe.errors import UsageError
+from macmoe.errors import ConfigError, UsageError
 from macmoe.session import load_model
 from tests.adapters.test_peft import write_checkpoint
 from tests.conftest import ROOT
@@ -77,6 +77,9 @@ def test_an_adapter_of_mlx_lm_gives_the_same_logits(name: str, tmp_path: Path):
 def test_other_kinds_and_other_models_are_refused(tmp_path: Path):
     (tmp_path / "adapter_config.json").write_text('{"fine_tune_type": "full"}')
     with pytest.raises(UsageError, match="full"):
+        import_mlx_lm(tmp_path, build("qwen3"))
+    (tmp_path / "adapter_config.json").write_text('{"lora_parameters": [8, 20.0]}')
+    with pytest.raises(ConfigError, match="lora_parameters"):
         import_mlx_lm(tmp_path, build("qwen3"))
     (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_parameters": PARAMETERS}))
     pair = {"lora_a": mx.zeros((32, 2)), "lora_b": mx.zeros((2, 32))}

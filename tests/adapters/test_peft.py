@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from macmoe.adapters.attach import apply, arrays_of, attach, detach, put, select, taken
 from macmoe.adapters.lora import LoraSpec, matrix_shape
 from macmoe.adapters.peft_export import CONFIG, WEIGHTS, export_peft
-from macmoe.adapters.peft_import import import_peft
+from macmoe.adapters.peft_import import PeftConfig, import_peft
 from macmoe.errors import MacmoeError, UsageError
 from macmoe.session import load_model
 from macmoe.tuning.batch import Batch
@@ -252,6 +252,20 @@ def test_what_cannot_be_taken_over_is_refused_by_name(tmp_path: Path, setting: s
     (tmp_path / CONFIG).write_text(json.dumps(config))
     with pytest.raises(UsageError, match=setting):
         import_peft(tmp_path, tiny("qwen3"), "qwen3")
+
+
+def test_other_methods_are_refused_by_name_and_notes_of_trainers_pass(tmp_path: Path):
+    notes = {
+        "unsloth_version": "2025.9.7",
+        "_saved_by": "x",
+        "lora_dtype": "bfloat16",
+        "lorap_lr_ratio": 16.0,
+    }
+    (tmp_path / CONFIG).write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4} | notes))
+    assert PeftConfig.read(tmp_path).rank == 2
+    (tmp_path / CONFIG).write_text(json.dumps({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 8}))
+    with pytest.raises(UsageError, match="'PROMPT_TUNING'"):
+        PeftConfig.read(tmp_path)
 
 
 LENGTHS = {  # inputs and outputs of a matrix whose rows cannot have lengths here
